@@ -1,0 +1,152 @@
+"""The requests now in flight, and which rows share a denoising step.
+
+A row is one picture in the making (or its negative twin, under true CFG). Rows of one request are
+stepped together; rows of different requests only where the profile allows it, and only when their
+pictures and texts have the same size. Knows no model and no face; predicts nothing.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from pulid.engine import GenerationRequest
+from pulid.flux import sampling
+from pulid.flux.latents import token_grid
+from pulid.flux.text import TextFeatures
+from pulid.identity.attention import PreparedIdentity
+
+
+@dataclass(slots=True, kw_only=True)
+class Branch:
+    """What a request's rows are conditioned on: its prompt and face, or their negative."""
+
+    text: TextFeatures
+    identity: PreparedIdentity | None
+
+
+@dataclass(slots=True, kw_only=True)
+class Flight:
+    """One admitted request on its way from noise to pictures."""
+
+    job_id: str
+    request: GenerationRequest
+    seeds: tuple[int, ...]
+    latents: Tensor  # (num_outputs, image tokens, 64), packed
+    times: Sequence[float]  # num_steps + 1, from 1 to 0
+    positive: Branch
+    negative: Branch | None  # None: true CFG is off
+    step: int = 0  # steps done
+    timings: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def is_done(self) -> bool:
+        return self.step == self.request.num_steps
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Rows and columns of image tokens, and text tokens: what rows must share to share a step."""
+        return (*token_grid(self.request.height, self.request.width), self.request.max_sequence_length)
+
+    @property
+    def sees_identity(self) -> bool:
+        return self.step >= self.request.start_step
+
+    def branches(self) -> list[Branch]:
+        """The branches of the coming step: one, or two from the step at which true CFG starts."""
+        guided = self.negative is not None and self.step >= self.request.timestep_to_start_cfg
+        return [self.positive, self.negative] if guided and self.negative else [self.positive]
+
+    def advance(self, velocity: Tensor) -> None:
+        """Take one Euler step. `velocity` holds the rows of each branch in turn."""
+        predicted, *negative = velocity.chunk(len(self.branches()))
+        if negative:
+            predicted = sampling.guide(predicted, negative[0], self.request.true_cfg)
+        self.latents = sampling.euler_step(
+            self.latents, predicted, self.times[self.step], self.times[self.step + 1]
+        )
+        self.step += 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepInput:
+    """The tensors of one forward pass. Rows: per flight, per branch, per picture."""
+
+    latents: Tensor  # (rows, image tokens, 64)
+    text: Tensor  # (rows, text tokens, 4096)
+    pooled: Tensor  # (rows, 768)
+    timestep: Tensor  # (rows,)
+    guidance: Tensor  # (rows,)
+    identity: PreparedIdentity | None
+
+
+def step_input(flights: Sequence[Flight]) -> StepInput:
+    """Put the rows of flights of one shape side by side."""
+    runs = [(flight, branch, len(flight.seeds)) for flight in flights for branch in flight.branches()]
+    like = flights[0].latents
+
+    def per_row(values: Sequence[float]) -> Tensor:
+        counts = torch.tensor([count for _, _, count in runs])
+        return torch.tensor(values).repeat_interleave(counts).to(like)
+
+    return StepInput(
+        latents=torch.cat([flight.latents for flight, _, _ in runs]),
+        text=torch.cat([branch.text.tokens.expand(count, -1, -1) for _, branch, count in runs]),
+        pooled=torch.cat([branch.text.pooled.expand(count, -1) for _, branch, count in runs]),
+        timestep=per_row([flight.times[flight.step] for flight, _, _ in runs]),
+        guidance=per_row([flight.request.guidance for flight, _, _ in runs]),
+        identity=_side_by_side(
+            [(branch.identity if flight.sees_identity else None, count) for flight, branch, count in runs]
+        ),
+    )
+
+
+def _side_by_side(runs: Sequence[tuple[PreparedIdentity | None, int]]) -> PreparedIdentity | None:
+    """One identity for all rows. Runs without one get a silent one: a residual of exactly zero."""
+    present = next((identity for identity, _ in runs if identity is not None), None)
+    if present is None:
+        return None
+    identities = [(present.silent() if identity is None else identity, count) for identity, count in runs]
+    if len(identities) == 1:
+        return present
+    if len({count for _, count in identities}) > 1:  # groups must be equal: one for each row, then
+        identities = [(identity, 1) for identity, count in identities for _ in range(count)]
+    first, *others = (identity for identity, _ in identities)
+    return first.beside(others)
+
+
+class Batch:
+    """The flights of one engine, served in turn."""
+
+    def __init__(self, *, shares_steps: bool) -> None:
+        self._shares_steps = shares_steps
+        self._flights: deque[Flight] = deque()
+
+    @property
+    def rows(self) -> int:
+        """Pictures in the making."""
+        return sum(len(flight.seeds) for flight in self._flights)
+
+    def join(self, flight: Flight) -> None:
+        self._flights.append(flight)
+
+    def leave(self, job_id: str) -> None:
+        """Take a flight out. Unknown ids are fine."""
+        self._flights = deque(f for f in self._flights if f.job_id != job_id)
+
+    def next_group(self) -> list[Flight]:
+        """Whose turn it is: one flight, or all of its shape where steps are shared."""
+        if not self._flights:
+            return []
+        first = self._flights[0]
+        group = [first]
+        if self._shares_steps:
+            group = [flight for flight in self._flights if flight.shape == first.shape]
+        for flight in group:
+            self._flights.remove(flight)
+            self._flights.append(flight)
+        return group

@@ -1,0 +1,65 @@
+"""Everything that can go wrong in `pulid`, as one tree. Torch-free.
+
+PulidError
+├── BadRequest              the caller can fix it; costs nothing
+│   ├── NoFaceFound
+│   └── ImageRejected
+├── Busy                    try again later
+├── OutOfMemory             this request is too large for the device right now
+├── EngineFailed            our fault
+└── SetupError              the operator can fix it; raised before the first request
+    ├── UnknownProfile
+    ├── DeviceUnavailable
+    └── WeightsMissing      a file is absent, or is not the checkpoint it should be
+
+`code` is a stable machine-readable name; the text says what happened and what to do next.
+"""
+
+
+class PulidError(Exception):
+    code = "internal_error"
+
+
+class BadRequest(PulidError):
+    code = "bad_request"
+
+
+class NoFaceFound(BadRequest):
+    code = "no_face"
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(
+            message or "No face found. Use a photo with one clear, front-facing face of at least 64 pixels."
+        )
+
+
+class ImageRejected(BadRequest):
+    code = "image_rejected"
+
+
+class Busy(PulidError):
+    code = "busy"
+
+
+class OutOfMemory(PulidError):
+    code = "out_of_memory"
+
+
+class EngineFailed(PulidError):
+    code = "engine_failed"
+
+
+class SetupError(PulidError):
+    code = "setup_error"
+
+
+class UnknownProfile(SetupError):
+    code = "unknown_profile"
+
+
+class DeviceUnavailable(SetupError):
+    code = "device_unavailable"
+
+
+class WeightsMissing(SetupError):
+    code = "weights_missing"

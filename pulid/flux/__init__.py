@@ -1,0 +1,1 @@
+"""FLUX.1: prompt to text features, the block loop, sampling, latents to pixels."""

@@ -1,0 +1,1 @@
+"""Photo to identity tokens, and their cross-attention."""

@@ -1,0 +1,178 @@
+"""A photo -> the face in it: ArcFace vector, aligned crop, and what each of its pixels shows.
+
+Four networks: InsightFace's detector and ArcFace recogniser, facexlib's RetinaFace (whose landmarks
+align the crop) and BiSeNet (which labels it). The reference lets the two detectors choose a face
+independently, the largest and the most central one, so two people can be mixed; mode "one-face"
+makes InsightFace's choice count for both and also finds faces that fill the picture. On a photo of
+one person the two modes agree.
+
+Does not know: files (`face_weights`), what becomes of the crop (`encoder`).
+Specification: docs/spec/PULID_SPEC.md, section 3, steps 1 to 6.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from insightface.app import FaceAnalysis
+from torch import Tensor
+
+import pulid.torchvision_guard  # noqa: F401
+
+# isort: split
+from facexlib.detection.retinaface import RetinaFace
+from facexlib.parsing.bisenet import BiSeNet
+
+from pulid.engine import FaceMode, RgbImage
+from pulid.errors import NoFaceFound, SetupError
+from pulid.identity import alignment
+from pulid.identity.alignment import CROP_SIZE, Picture, Points
+from pulid.identity.face_weights import (
+    DETECTOR_SIZES,
+    bisenet_from,
+    load_analysis,
+    read_checkpoint,
+    retinaface_from,
+)
+
+MIN_SIDE = 16  # pixels after shrinking; narrower strips hold no face and upset the detectors
+RETINAFACE_SCORE = 0.97  # strictly above
+RETINAFACE_NMS = 0.4
+# Two detectors' boxes of one face share well over half; those of neighbours next to nothing.
+SAME_FACE_OVERLAP = 0.3
+
+# ImageNet statistics, RGB
+_MEAN = (0.485, 0.456, 0.406)
+_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FaceCrop:
+    face_embedding: npt.NDArray[np.float32]  # (512,) ArcFace, raw: not L2-normalised
+    aligned: RgbImage  # (512, 512, 3)
+    labels: npt.NDArray[np.uint8]  # (512, 512) BiSeNet classes: 0 background, 1 skin, ... 17 hair, 18 hat
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Faces:
+    """What one detector found in a picture; may be empty."""
+
+    boxes: Points  # (n, 4)
+    landmarks: Points  # (n, 5, 2)
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+
+class FaceReader:
+    """Reads one photo at a time; not for use by several threads at once.
+
+    `retinaface` None: InsightFace's own landmarks align the crop. `parsing_size` below 512 labels a
+    reduced crop, faster and coarser; the published BiSeNet is meant for 512.
+    """
+
+    def __init__(
+        self,
+        analysis: FaceAnalysis,
+        parser: BiSeNet,
+        retinaface: RetinaFace | None,
+        *,
+        mode: FaceMode = "one-face",
+        device: torch.device | str,
+        parsing_size: int = CROP_SIZE,
+    ) -> None:
+        if mode == "reference" and retinaface is None:
+            raise SetupError(
+                "face_mode=reference needs RetinaFace, which the tiny profile does not have."
+                " Set face_mode=one-face, or use a profile with the full weights."
+            )
+        self._detector = analysis.det_model
+        self._recogniser = analysis.models["recognition"]
+        self._parser = parser
+        self._retinaface = retinaface
+        self._mode = mode
+        self._device = torch.device(device)
+        self._parsing_size = parsing_size
+
+    @torch.inference_mode()
+    def read(self, photo: RgbImage) -> FaceCrop:
+        """The face of a uint8 photo (height, width, 3) of any size. Raises NoFaceFound."""
+        picture = cv2.cvtColor(alignment.shrink(photo), cv2.COLOR_RGB2BGR)
+        if min(picture.shape[:2]) < MIN_SIDE:
+            raise NoFaceFound
+        faces = self._insightface_faces(picture)
+        chosen = alignment.largest(faces.boxes) if faces else None
+        crop = alignment.face_crop(picture, self._crop_landmarks(picture, faces, chosen))
+        # Without InsightFace landmarks ArcFace sees the whole crop, plainly resized, as in the reference.
+        arcface_input = crop if chosen is None else alignment.arcface_crop(picture, faces.landmarks[chosen])
+        face_embedding = self._recogniser.get_feat(arcface_input).reshape(-1)
+        aligned = cv2.cvtColor(crop, cv2.COLOR_BGR2RGB)
+        return FaceCrop(face_embedding, aligned, self._labels(aligned))
+
+    def _insightface_faces(self, picture: Picture) -> _Faces:
+        sizes = DETECTOR_SIZES if self._mode == "one-face" else DETECTOR_SIZES[:1]
+        for size in sizes:
+            rows, landmarks = self._detector.detect(picture, input_size=(size, size))
+            if len(rows):
+                break
+        return _Faces(rows[:, :4], landmarks)
+
+    def _retinaface_faces(self, picture: Picture) -> _Faces:
+        if self._retinaface is None:
+            return _Faces(np.empty((0, 4)), np.empty((0, 5, 2)))
+        rows = self._retinaface.detect_faces(picture, RETINAFACE_SCORE, RETINAFACE_NMS)
+        return _Faces(rows[:, :4], rows[:, 5:].reshape(-1, 5, 2))
+
+    def _crop_landmarks(self, picture: Picture, faces: _Faces, chosen: int | None) -> Points:
+        """The five points (5, 2) that align the crop."""
+        candidates = self._retinaface_faces(picture)
+        if chosen is None or self._mode == "reference":
+            if not candidates:
+                raise NoFaceFound
+            return candidates.landmarks[alignment.most_central(candidates.boxes, picture)]
+        if candidates:
+            overlap = alignment.overlaps(faces.boxes[chosen], candidates.boxes)
+            if overlap.max() >= SAME_FACE_OVERLAP:
+                return candidates.landmarks[overlap.argmax()]
+        return faces.landmarks[chosen]
+
+    def _labels(self, aligned: RgbImage) -> npt.NDArray[np.uint8]:
+        pixels = parsing_input(aligned).to(self._device)
+        if self._parsing_size != CROP_SIZE:
+            pixels = F.interpolate(pixels, size=(self._parsing_size,) * 2, mode="bilinear", antialias=True)
+        logits = self._parser(pixels)[0]  # (1, 19, size, size); the other two outputs are for training
+        labels = logits[0].argmax(0).to(torch.uint8).cpu().numpy()
+        return cv2.resize(labels, (CROP_SIZE, CROP_SIZE), interpolation=cv2.INTER_NEAREST)
+
+
+def parsing_input(aligned: RgbImage) -> Tensor:
+    """RGB uint8 (h, w, 3) -> normalised float32 (1, 3, h, w), as BiSeNet was trained."""
+    pixels = torch.from_numpy(np.ascontiguousarray(aligned)).permute(2, 0, 1)[None].float() / 255
+    return (pixels - torch.tensor(_MEAN).view(3, 1, 1)) / torch.tensor(_STD).view(3, 1, 1)
+
+
+def load_face_reader(
+    *,
+    antelopev2: Path,
+    retinaface: Path,
+    bisenet: Path,
+    mode: FaceMode = "one-face",
+    device: torch.device | str,
+) -> FaceReader:
+    """The full-size reader: `antelopev2` is a directory of .onnx files, the others are .pth files.
+
+    Reads local files only. Raises WeightsMissing.
+    """
+    return FaceReader(
+        load_analysis(antelopev2),
+        bisenet_from(read_checkpoint(bisenet), device),
+        retinaface_from(read_checkpoint(retinaface), device),
+        mode=mode,
+        device=device,
+    )

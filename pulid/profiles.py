@@ -1,0 +1,54 @@
+"""The named speed and precision settings. Each is a tested combination with a promise. Torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pulid.errors import UnknownProfile
+
+AttentionForm = Literal["folded", "reference"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeedProfile:
+    """How an engine computes. `promise` is what a user may rely on."""
+
+    name: str
+    device: Literal["cuda", "cpu"]
+    dtype: Literal["bfloat16", "float32"]  # of the transformer, the text encoders and the identity path
+    promise: str
+    identity_attention: AttentionForm = "folded"
+    # May rows of different requests share a denoising step? Then a picture's last bits depend on
+    # its neighbours, so `exact` and `tiny` never do it.
+    shares_steps: bool = False
+    notice: str = ""  # shown wherever a picture of this profile is handed out
+
+
+PROFILES = {
+    p.name: p
+    for p in (
+        SpeedProfile(
+            name="exact",
+            device="cuda",
+            dtype="bfloat16",
+            promise="the PuLID reference's arithmetic, proven against recorded numbers",
+        ),
+        SpeedProfile(
+            name="tiny",
+            device="cpu",
+            dtype="float32",
+            promise="the whole path on any machine: real face detection, small random weights",
+            notice="tiny profile: small random weights paint abstract pictures, not likenesses",
+        ),
+    )
+}
+
+
+def profile_named(name: str) -> SpeedProfile:
+    """The profile of that name. Raises UnknownProfile, naming the known ones."""
+    try:
+        return PROFILES[name]
+    except KeyError:
+        known = ", ".join(PROFILES)
+        raise UnknownProfile(f"No profile is called {name!r}. Choose one of: {known}.") from None

@@ -1,0 +1,1 @@
+"""HTTP routes: wire schemas, and their translation to and from jobs."""

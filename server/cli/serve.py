@@ -1,0 +1,88 @@
+"""`flux-pulid serve`: run the HTTP server until it is stopped, or until it has no engine."""
+
+from __future__ import annotations
+
+import socket
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import uvicorn
+
+from pulid.engine import EngineInfo
+from pulid.errors import PulidError, SetupError
+from server.app import create_app
+from server.cli.failures import clean_exit
+from server.cli.flags import used, with_flags
+from server.logs import configure_logs
+from server.settings import Settings, describe, load_settings
+
+_DRAIN_S = 60  # running calls may finish within this time after SIGTERM
+
+
+@with_flags(Settings)
+def serve(
+    config: Annotated[Path | None, typer.Option("--config", help="TOML file with settings.")] = None,
+    print_settings: Annotated[
+        bool, typer.Option("--print-settings", help="Show what is in force and from where, then end.")
+    ] = False,
+    **given: str | None,
+) -> None:
+    """Serve POST /v1/flux-pulid."""
+    with clean_exit():
+        loaded = load_settings(flags=used(given), config=config)
+        if print_settings:
+            typer.echo(describe(loaded))
+        else:
+            run_server(loaded.settings)
+
+
+def run_server(settings: Settings) -> None:
+    """Blocks until the server ends. Raises what cost it its engine."""
+    listener = listen(settings.host, settings.port)
+    configure_logs(level=settings.log_level, form=settings.log_format)
+    losses: list[PulidError] = []
+
+    def stop(error: PulidError) -> None:
+        losses.append(error)
+        server.should_exit = True
+
+    url = url_of(listener)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(settings, on_ready=partial(announce, url), on_lost=stop),
+            log_config=None,
+            ws="none",
+            access_log=False,  # the app logs its requests itself, without queries
+            proxy_headers=False,
+            server_header=False,
+            timeout_graceful_shutdown=_DRAIN_S,
+        )
+    )
+    typer.echo(f"Listening on {url} - loading the engine ...")
+    server.run(sockets=[listener])
+    if losses:
+        raise losses[0]
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises SetupError before any model is loaded."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as exc:
+        raise SetupError(
+            f"Cannot listen on {host}, port {port}: {exc.strerror}. Choose another with --host or --port."
+        ) from exc
+
+
+def url_of(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def announce(url: str, info: EngineInfo) -> None:
+    typer.echo(f"Ready: POST {url}/v1/flux-pulid, profile {info.profile} on {info.device}.")
+    if info.notice:
+        typer.echo(f"Note: {info.notice}")

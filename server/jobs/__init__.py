@@ -1,0 +1,1 @@
+"""Jobs: one accepted request each, from submit to result."""

@@ -1,0 +1,64 @@
+"""From what a caller sent as `main_face_image` to pixels: before the job's turn, beside the GPU.
+
+The text is an http(s) URL, a data URI or bare base64. Fetching and decoding are handed in by
+app.py, so this file knows neither sockets nor picture formats. Nothing here blocks the event loop.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Awaitable, Callable
+
+import anyio.to_thread
+
+from pulid.engine import RgbImage
+from pulid.errors import ImageRejected
+
+FetchPhoto = Callable[[str], Awaitable[bytes]]
+DecodePhoto = Callable[[bytes], RgbImage]
+
+_MAX_DECODES = 4  # at once; a 60-megapixel photo takes 180 MB while it is decoded
+
+
+class FaceStage:
+    def __init__(self, *, fetch: FetchPhoto, decode: DecodePhoto) -> None:
+        self._fetch = fetch
+        self._decode = decode
+        self._decodes = anyio.CapacityLimiter(_MAX_DECODES)
+
+    async def read(self, photo: str) -> bytes:
+        """The bytes of the picture file. Raises ImageRejected."""
+        if is_url(photo):
+            return await self._fetch(photo.strip())
+        return await anyio.to_thread.run_sync(from_base64, photo)
+
+    async def decode(self, data: bytes) -> RgbImage:
+        """uint8 (height, width, 3). Raises ImageRejected."""
+        return await anyio.to_thread.run_sync(self._decode, data, limiter=self._decodes)
+
+
+def is_url(photo: str) -> bool:
+    return photo.lstrip()[:8].lower().startswith(("http://", "https://"))
+
+
+def from_base64(photo: str) -> bytes:
+    """Bytes of bare base64 or of a data URI; line breaks and missing padding are fine."""
+    head, comma, tail = photo.strip().partition(",")
+    if comma and not (head.lower().startswith("data:") and head.lower().endswith(";base64")):
+        raise _not_a_photo()
+    text = "".join((tail if comma else head).split())
+    try:
+        data = base64.b64decode(text.rstrip("=") + "=" * (-len(text.rstrip("=")) % 4), validate=True)
+    except (binascii.Error, ValueError) as exc:
+        raise _not_a_photo() from exc
+    if not data:
+        raise _not_a_photo()
+    return data
+
+
+def _not_a_photo() -> ImageRejected:
+    return ImageRejected(
+        "main_face_image is not readable. Send an http(s) URL, a data URI (data:image/...;base64,...) "
+        "or the base64 text of a picture."
+    )

@@ -1,0 +1,1 @@
+"""What comes from outside is distrusted here: addresses, pictures."""

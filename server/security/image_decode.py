@@ -1,0 +1,105 @@
+"""Bytes from outside -> a clean RGB picture, or ImageRejected. The only place that decodes uploads.
+
+Pillow is given a short list of formats, judges the size from the header, and decodes the first
+frame only. Orientation is applied; transparency becomes white; no metadata survives.
+
+Does not know: where the bytes came from, faces, base64. Colour profiles are not applied.
+"""
+
+from __future__ import annotations
+
+import math
+from io import BytesIO
+
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from pulid.engine import RgbImage
+from pulid.errors import ImageRejected
+
+# What phones, browsers and editors produce for the web. TIFF is left out: no browser shows it, and it
+# brings a large decoder.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF")
+MIN_SIDE = 16  # pixels
+MAX_MEGAPIXELS = 60.0
+
+# EXIF orientation -> what brings the picture upright. 1 is upright.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def decode_image(data: bytes, *, max_megapixels: float = MAX_MEGAPIXELS) -> RgbImage:
+    """The first frame of an encoded picture as uint8 (height, width, 3).
+
+    Raises ImageRejected, before decoding, when the format is not in FORMATS, a side is below
+    MIN_SIDE or the picture is larger than `max_megapixels` (or than Pillow itself thinks safe).
+    """
+    # Above its own limit Pillow only warns of a bomb; here that is a refusal.
+    max_pixels = min(max_megapixels * 1e6, Image.MAX_IMAGE_PIXELS or math.inf)
+    return _to_rgb(_decode(data, max_pixels))
+
+
+def _decode(data: bytes, max_pixels: float) -> Image.Image:
+    try:
+        image = Image.open(BytesIO(data), formats=FORMATS)
+        _check_size(image, max_pixels)
+        image.load()
+        return _turned_upright(image)
+    except ImageRejected:
+        raise
+    except UnidentifiedImageError as exc:
+        raise ImageRejected(f"The photo is in no format this server reads. Send {_listed(FORMATS)}.") from exc
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
+        raise _too_large(max_pixels) from exc
+    except Exception as exc:  # a broken file makes Pillow's decoders raise almost anything
+        raise ImageRejected("The photo is damaged or incomplete. Save it again and resend it.") from exc
+
+
+def _check_size(image: Image.Image, max_pixels: float) -> None:
+    width, height = image.size
+    if min(width, height) < MIN_SIDE:
+        raise ImageRejected(
+            f"The photo is {width}x{height} pixels; each side needs at least {MIN_SIDE}. Send a larger photo."
+        )
+    if width * height > max_pixels:
+        raise _too_large(max_pixels)
+
+
+def _too_large(max_pixels: float) -> ImageRejected:
+    return ImageRejected(f"The photo has more than {max_pixels / 1e6:g} megapixels. Send a smaller one.")
+
+
+def _turned_upright(image: Image.Image) -> Image.Image:
+    method = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    return image if method is None else image.transpose(method)
+
+
+def _to_rgb(image: Image.Image) -> RgbImage:
+    if image.mode.startswith("I;16"):
+        image = _to_8_bits(image)
+    if image.has_transparency_data:
+        image = _over_white(image)
+    return np.array(image.convert("RGB"))
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """16-bit gray -> 8-bit gray by its high byte, as Pillow does for colour; its own convert() clips."""
+    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    colours = image.convert("RGBA")
+    canvas = Image.new("RGB", image.size, "white")
+    canvas.paste(colours, mask=colours.getchannel("A"))
+    return canvas
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
