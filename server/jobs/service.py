@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import anyio.to_thread
 
-from pulid.engine import Engine, EngineInfo, GenerationRequest, GenerationResult, StepEvent
+from pulid.engine import Engine, EngineInfo, GenerationRequest, GenerationResult, RgbImage, StepEvent
 from pulid.errors import Busy, EngineFailed, PulidError
 from server.jobs.face_stage import FaceStage
 from server.jobs.files import ImageFile, OutputOptions, encode_images
@@ -124,19 +124,15 @@ class JobService:
         """
         data = await self._face_stage.read(photo)
         del photo
-        image = await self._face_stage.decode(data)
+        image: RgbImage | None = await self._face_stage.decode(data)
         if self._decoded_ahead.locked():
-            del image
-            await self._decoded_ahead.acquire()
-            image = await self._face_stage.decode(data)
-        else:
-            await self._decoded_ahead.acquire()
-        try:
+            image = None
+        async with self._decoded_ahead:
+            if image is None:
+                image = await self._face_stage.decode(data)
             self._worker.admit(job.id, replace(job.request, id_image=image))
             del image, data
             await job.started.wait()
-        finally:
-            self._decoded_ahead.release()
 
     async def _encode(self, job: Job, result: GenerationResult) -> None:
         self._end(job, files=await anyio.to_thread.run_sync(encode_images, result.images, job.output))

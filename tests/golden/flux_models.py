@@ -28,6 +28,7 @@ def transformer_kwargs(spec):
 
 
 @cache
+@torch.inference_mode(False)  # whoever asks first: a model made in inference mode is of no use elsewhere
 def model(name):
     """The transformer and its identity attentions, filled as recorded."""
     spec = goldens.manifest("models")[name]

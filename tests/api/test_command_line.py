@@ -1,0 +1,324 @@
+"""`flux-pulid generate` and `flux-pulid serve` as a person at a terminal sees them."""
+
+import base64
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from io import BytesIO
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from fakes import PATIENCE_S, ScriptedEngine, colour_of
+from pulid.errors import DeviceUnavailable, EngineFailed, NoFaceFound, UnknownProfile
+from pulid.profiles import PROFILES
+from server.api.v1_schemas import FluxPulidRequest
+from server.cli.main import app
+from server.engines import create_engine, place_of
+from server.settings import Settings
+
+FACE = Path(__file__).parents[1] / "photos" / "obama.jpg"
+SMALL = ["--width", "256", "--height", "256", "--num-steps", "2"]
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch):
+    """No setting of the machine the tests run on; help pages wide enough not to break lines."""
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"FLUX_PULID_{name.upper()}", raising=False)
+    monkeypatch.setenv("COLUMNS", "500")
+
+
+@pytest.fixture
+def engine(monkeypatch):
+    """The engine behind the commands of this test."""
+    scripted = ScriptedEngine(notice="abstract pictures")
+    monkeypatch.setattr("server.engines.create_engine", lambda **choice: scripted)
+    return scripted
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out.png"
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def opened(path):
+    return Image.open(BytesIO(path.read_bytes()))
+
+
+def generate(out, *more, face=FACE):
+    return run("generate", "--face", face, "--prompt", "a knight", "--out", out, *SMALL, *more)
+
+
+def test_generate_paints_a_person_with_the_tiny_profile(tmp_path):
+    out = tmp_path / "out.webp"
+    done = generate(out, "--profile", "tiny", "--seed", "7")
+    assert done.exit_code == 0, done.output
+    image = opened(out)
+    assert (image.format, image.size) == ("WEBP", (256, 256))
+    assert np.asarray(image).std() > 1, "a picture, not a flat colour"
+    assert f"Wrote {out} (256x256, seed 7)." in done.stdout
+    assert PROFILES["tiny"].notice in done.stdout
+
+
+def test_a_photo_without_a_face_is_bad_input_for_the_tiny_profile_too(tmp_path):
+    blank = tmp_path / "blank.png"
+    Image.new("RGB", (200, 200), "grey").save(blank)
+    done = generate(tmp_path / "out.webp", "--profile", "tiny", face=blank)
+    assert done.exit_code == 2
+    assert done.stderr.splitlines()[-1].startswith("Error: No face found.")
+    assert not (tmp_path / "out.webp").exists()
+
+
+def test_generate_hands_every_parameter_to_the_engine(engine, out):
+    flags = {
+        "--negative-prompt": "fog",
+        "--width": "272",
+        "--height": "288",
+        "--num-steps": "7",
+        "--start-step": "2",
+        "--guidance-scale": "3.5",
+        "--id-weight": "0.8",
+        "--true-cfg": "2",
+        "--max-sequence-length": "256",
+        "--seed": "11",
+        "--num-outputs": "1",
+    }
+    words = [word for pair in flags.items() for word in pair]
+    done = run("generate", "--face", FACE, "--prompt", "a knight", "--out", out, *words)
+    assert done.exit_code == 0, done.output
+    request = engine.last_request
+    assert (request.prompt, request.negative_prompt) == ("a knight", "fog")
+    assert (request.width, request.height, request.num_steps) == (272, 288, 7)
+    assert (request.start_step, request.timestep_to_start_cfg) == (2, 2)
+    assert (request.guidance, request.id_weight, request.true_cfg) == (3.5, 0.8, 2.0)
+    assert (request.max_sequence_length, request.seed) == (256, 11)
+    assert request.id_image.ndim == 3
+    assert engine.closed
+
+
+def test_several_pictures_get_numbered_files(engine, out):
+    done = generate(out, "--num-outputs", "3", "--seed", "20")
+    assert done.exit_code == 0, done.output
+    for number in range(3):
+        path = out.with_name(f"out-{number}.png")
+        assert f"Wrote {path} (256x256, seed {20 + number})." in done.stdout
+        assert tuple(np.asarray(opened(path))[0, 0]) == colour_of(20 + number)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "kind"),
+    [
+        ("a.webp", [], "WEBP"),
+        ("a.PNG", [], "PNG"),
+        ("a.jpeg", [], "JPEG"),
+        ("a.jpg", [], "JPEG"),
+        ("a.png", ["--output-format", "jpeg"], "JPEG"),
+        ("a", ["--output-format", "png"], "PNG"),
+    ],
+)
+def test_the_name_of_the_file_chooses_the_format_unless_a_flag_does(engine, tmp_path, name, flags, kind):
+    assert generate(tmp_path / name, *flags).exit_code == 0
+    assert opened(tmp_path / name).format == kind
+
+
+def test_without_a_seed_the_drawn_one_is_told(engine, out):
+    done = generate(out)
+    assert f"seed {engine.last_request.seed})" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--width", "100"], "width must be a whole number from 256 to 1536."),
+        (["--num-steps", "many", "--id-weight", "9"], "id_weight must be a number from 0 to 3."),
+        (["--output-format", "gif"], "output_format must be one of png, jpg, webp."),
+        (["--profile", "fast"], "profile = 'fast' (from the flag --profile) is not valid"),
+        (["--config", "absent.toml"], "absent.toml cannot be read"),
+    ],
+)
+def test_a_wrong_flag_is_bad_input_and_nothing_is_loaded(engine, out, flags, words):
+    done = generate(out, *flags)
+    assert done.exit_code == 2
+    assert words in done.stderr
+    assert "Loading" not in done.stderr
+    assert not engine.threads
+
+
+def test_a_wrong_place_for_the_picture_is_noticed_before_the_work(engine, tmp_path):
+    for out, words in ((tmp_path / "none" / "a.png", "does not exist"), (tmp_path / "a", "--output-format")):
+        done = generate(out)
+        assert done.exit_code == 2
+        assert words in done.stderr
+    assert not engine.threads
+
+
+def test_a_photo_that_cannot_be_read_is_bad_input(engine, out, tmp_path):
+    (tmp_path / "text.jpg").write_text("not a picture")
+    for face in (tmp_path / "absent.jpg", tmp_path / "text.jpg", tmp_path, "http://127.0.0.1/a.png"):
+        done = generate(out, face=face)
+        assert done.exit_code == 2
+        assert done.stderr.startswith("Error: ")
+
+
+def test_a_photo_may_come_from_an_address(engine, out, photo_host, monkeypatch):
+    monkeypatch.setenv("FLUX_PULID_FETCH_ALLOW", photo_host)
+    assert generate(out, face=f"http://{photo_host}/photo.png").exit_code == 0
+    assert engine.last_request.id_image.shape == (48, 64, 3)
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"), [(NoFaceFound(), 2), (EngineFailed("The engine failed."), 1)], ids=["input", "engine"]
+)
+@pytest.mark.parametrize("where", ["fail_admit", "fail_step", "report_error"])
+def test_an_engines_error_is_one_message_and_an_exit_code(engine, out, where, fault, code):
+    getattr(engine, where)["a knight"] = fault
+    done = generate(out)
+    assert done.exit_code == code
+    assert done.stderr.splitlines()[-1] == f"Error: {fault}"
+    assert engine.closed
+    assert not out.exists()
+
+
+def test_ctrl_c_stops_cleanly(engine, out):
+    engine.fail_step["a knight"] = KeyboardInterrupt()
+    done = generate(out)
+    assert done.exit_code == 130
+    assert done.stderr.splitlines()[-1] == "Stopped."
+    assert engine.closed
+    assert not out.exists()
+
+
+def test_every_parameter_and_every_setting_has_a_flag():
+    parameters = run("generate", "--help").output
+    for name in FluxPulidRequest.model_fields.keys() - {"main_face_image", "base64"}:
+        assert f"--{name.replace('_', '-')} " in parameters
+    settings = run("serve", "--help").output
+    for name in Settings.model_fields:
+        assert f"--{name.replace('_', '-')} " in settings
+    assert "a whole number from 256 to 1536. Default: 896." in parameters
+
+
+# engines
+
+
+@pytest.fixture
+def without_cuda(monkeypatch):
+    monkeypatch.setattr("pulid.probe.cuda_available", lambda: False)
+
+
+@pytest.mark.parametrize("profile", [None, "exact"])
+@pytest.mark.parametrize("device", ["all", "0", "cpu"])
+def test_without_cuda_exact_is_refused_and_tiny_is_named(without_cuda, tmp_path, profile, device):
+    with pytest.raises(DeviceUnavailable, match="--profile tiny"):
+        create_engine(profile=profile, device=device, weights_dir=tmp_path, face_mode="one-face")
+
+
+@pytest.mark.parametrize(("device", "place"), [("all", "cuda"), ("0", "cuda:0"), ("3", "cuda:3")])
+def test_with_cuda_exact_goes_where_it_was_told(monkeypatch, device, place):
+    monkeypatch.setattr("pulid.probe.cuda_available", lambda: True)
+    assert place_of(PROFILES["exact"], device) == place
+
+
+def test_tiny_stays_on_the_cpu():
+    assert place_of(PROFILES["tiny"], "all") == place_of(PROFILES["tiny"], "cpu") == "cpu"
+    with pytest.raises(DeviceUnavailable, match="CPU"):
+        place_of(PROFILES["tiny"], "0")
+
+
+def test_an_unknown_profile_is_an_error_that_lists_the_known_ones(tmp_path):
+    with pytest.raises(UnknownProfile, match="exact, tiny"):
+        create_engine(profile="fast", device="all", weights_dir=tmp_path, face_mode="one-face")
+
+
+# serve
+
+
+def test_print_settings_shows_values_and_places_and_ends(tmp_path):
+    config = tmp_path / "x.toml"
+    config.write_text("credits = 5")
+    done = run("serve", "--print-settings", "--port", "81", "--config", config)
+    assert done.exit_code == 0
+    assert re.search(r"^port +81 +the flag --port$", done.stdout, re.MULTILINE)
+    assert re.search(rf"^credits +5 +the key credits in {config}$", done.stdout, re.MULTILINE)
+
+
+def test_serve_refuses_bad_settings_in_one_message():
+    done = run("serve", "--host", "192.168.1.5", "--port", "x")
+    assert done.exit_code == 2
+    assert done.stderr.startswith("Error: port = 'x' (from the flag --port) is not valid")
+    assert "no API keys" in done.stderr
+
+
+def test_serve_says_that_its_port_is_taken():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = run("serve", "--port", port)
+    assert done.exit_code == 1
+    assert f"Cannot listen on 127.0.0.1, port {port}" in done.stderr
+
+
+def process(*arguments):
+    """The command in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "server", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def test_serve_ends_with_a_message_when_its_engine_cannot_be_made():
+    with process("serve", "--profile", "exact", "--devices", "cpu", "--port", "0") as server:
+        stdout, stderr = server.communicate(timeout=PATIENCE_S)
+    assert server.returncode == 1
+    assert "Listening on http://127.0.0.1:" in stdout
+    assert "--profile tiny" in stderr.splitlines()[-1]
+    assert "Traceback" not in stderr
+
+
+def test_serve_answers_logs_nothing_private_and_stops_on_ctrl_c():
+    with process("serve", "--profile", "tiny", "--port", "0") as server:
+        url = server.stdout.readline().split()[2]
+        assert server.stdout.readline().startswith("Ready: POST http://127.0.0.1:")
+        assert PROFILES["tiny"].notice in server.stdout.readline()
+        body = {
+            "main_face_image": base64.b64encode(FACE.read_bytes()).decode(),
+            "prompt": "a very secret knight",
+            "width": 256,
+            "height": 256,
+            "num_steps": 2,
+            "output_format": "png",
+        }
+        with httpx.Client(base_url=url, timeout=PATIENCE_S, trust_env=False) as client:
+            answer = client.post("/v1/flux-pulid?secret=query", json=body)
+            refusal = client.post("/v1/flux-pulid", json=body | {"main_face_image": "http://secret/"})
+        server.send_signal(signal.SIGINT)
+        _, stderr = server.communicate(timeout=PATIENCE_S)
+    assert answer.status_code == 200
+    assert answer.headers["x-flux-pulid-notice"] == PROFILES["tiny"].notice
+    assert Image.open(BytesIO(answer.content)).size == (256, 256)
+    assert refusal.status_code == 400
+    assert server.returncode == 130
+    assert "secret" not in stderr
+    events = [json.loads(line) for line in stderr.splitlines() if line.startswith("{")]
+    requests = [event for event in events if event["event"] == "request"]
+    assert [(event["route"], event["status"]) for event in requests] == [
+        ("/v1/flux-pulid", 200),
+        ("/v1/flux-pulid", 400),
+    ]
+    assert requests[0]["request_id"] == answer.headers["x-request-id"]
