@@ -193,10 +193,11 @@ def with_marks(words: Tokenizer, template: str) -> Tokenizer:
 @torch.no_grad()
 def fill_randomly(module: nn.Module, seed: int) -> None:
     """Matrices: normal, over the square root of their inputs. Norms and biases: neutral. In place."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(next(module.parameters()).device).manual_seed(seed)
     for name, parameter in module.named_parameters():
         if parameter.ndim == 1:
             parameter.fill_(0.0 if name.endswith("bias") else 1.0)
         else:
             fan_in = math.prod(parameter.shape[1:])
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) / math.sqrt(fan_in))
+            normal = torch.randn(parameter.shape, generator=generator, device=generator.device)
+            parameter.copy_(normal / math.sqrt(fan_in))

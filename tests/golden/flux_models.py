@@ -66,9 +66,13 @@ def bfl_shapes(transformer):
     return result
 
 
-def rotary(flux, height, width, text_tokens):
-    cpu = torch.device("cpu")
-    return flux.rotary(latents.text_ids(text_tokens, cpu), latents.image_ids(height, width, cpu))
+CPU = torch.device("cpu")
+
+
+def rotary(flux, case, device=CPU):
+    return flux.rotary(
+        latents.text_ids(case["txt_len"], device), latents.image_ids(case["height"], case["width"], device)
+    )
 
 
 def prepared(form, modules, id_tokens, id_weight, dtype=torch.float32):
@@ -87,14 +91,14 @@ def velocity(flux, packed, case, *, text, pooled, timestep, identity):
         pooled=pooled,
         timestep=torch.tensor(timestep, dtype=packed.dtype).expand(batch),
         guidance=torch.full((batch,), case["guidance"], dtype=packed.dtype),
-        rotary=rotary(flux, case["height"], case["width"], case["txt_len"]),
+        rotary=rotary(flux, case),
         identity=identity,
     )
 
 
-def flight(modules, case, form, dtype=torch.float32):
+def flight(modules, case, form, dtype=torch.float32, device=CPU):
     """The recorded loop as a request in flight, for the engine's own step."""
-    x = {name: tensor.to(dtype) for name, tensor in goldens.inputs(case).items()}
+    x = {name: tensor.to(device, dtype) for name, tensor in goldens.inputs(case).items()}
     packed = latents.pack(x["noise"])
     id_tokens, uncond_tokens = (x[case["id_input"]], x["uncond_id"]) if case["id_input"] else (None, None)
 
@@ -128,10 +132,10 @@ def flight(modules, case, form, dtype=torch.float32):
     )
 
 
-def denoise(flux, modules, case, form, dtype=torch.float32):
+def denoise(flux, modules, case, form, dtype=torch.float32, device=CPU):
     """Packed latents after the last step, and how many rows went through the transformer."""
-    row = flight(modules, case, form, dtype)
-    tables = rotary(flux, case["height"], case["width"], case["txt_len"])
+    row = flight(modules, case, form, dtype, device)
+    tables = rotary(flux, case, device)
     forwards = 0
     while not row.is_done:
         forwards += len(row.branches())

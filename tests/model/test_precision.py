@@ -36,7 +36,7 @@ def test_the_sinusoid_sees_the_references_timesteps(bf16_flux, row):
     }
     flight = flux_models.flight(modules, case, FoldedIdentity, torch.bfloat16)
     flight.times = row["timesteps"]
-    tables = flux_models.rotary(flux, case["height"], case["width"], case["txt_len"])
+    tables = flux_models.rotary(flux, case)
     timesteps = []
     while not flight.is_done:
         rows = step_input([flight])
