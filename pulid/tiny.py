@@ -28,7 +28,10 @@ from pulid.parts import Architecture, Networks, Parts, build_networks
 from pulid.pipeline import PulidFluxEngine
 from pulid.profiles import PROFILES
 
-SEED = 12  # the random face parser of this seed takes nearly every pixel for skin, and keeps the face
+SEED = 3
+PARSER_SEED = 9  # the random face parser of this seed takes the whole crop for a face, and keeps it
+# With these, strangers differ by 8 levels or more, and the usual encodings of one photo by less than 2.
+IDENTITY_GAIN = 0.7
 
 _WIDTH = 128  # of the transformer: one head
 _TEXT_WIDTH = 64
@@ -62,7 +65,7 @@ TINY = Architecture(
         "depth": 5,
         "dim_head": 32,
         "heads": 2,
-        "num_id_token": 4,
+        "num_id_token": 16,
         "num_queries": 8,
         "output_dim": _ID_TOKEN_WIDTH,
         "ff_mult": 2,
@@ -71,7 +74,7 @@ TINY = Architecture(
     },
     identity_attention={"dim": _WIDTH, "dim_head": 32, "heads": 4, "kv_dim": _ID_TOKEN_WIDTH},
     eva_clip={
-        "image_size": 112,
+        "image_size": 70,
         "width": _VISION_WIDTH,
         "depth": 6,
         "heads": 2,
@@ -98,6 +101,7 @@ def tiny_engine(*, face_mode: FaceMode = "one-face") -> PulidFluxEngine:
     return PulidFluxEngine(parts, PROFILES["tiny"], device)
 
 
+@torch.no_grad()
 def tiny_networks() -> Networks:
     networks = build_networks(TINY)
     for number, network in enumerate(
@@ -112,13 +116,15 @@ def tiny_networks() -> Networks:
         network.to_empty(device="cpu")
         fill_randomly(network, SEED + number)
     networks.eva_clip.reset_computed_buffers("cpu")
+    for attention in networks.identity_attentions:
+        attention.to_out.weight.mul_(IDENTITY_GAIN)
     return networks
 
 
 def tiny_face_parser() -> BiSeNet:
     """BiSeNet has one size only; it is run on a small picture instead."""
     parser = BiSeNet(num_class=19).requires_grad_(False).eval()
-    fill_randomly(parser, SEED)
+    fill_randomly(parser, PARSER_SEED)
     return parser
 
 

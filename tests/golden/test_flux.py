@@ -74,6 +74,19 @@ def test_decoding_is_the_references():
     assert difference.abs().max() <= case["tol_levels"]
 
 
+@torch.inference_mode()
+def test_a_bfloat16_engine_decodes_under_autocast_with_float32_weights():
+    """The recorded float32 picture within bfloat16's reach, in bfloat16: norms in float32, the rest not."""
+    (case,) = goldens.cases("extra", "vae_decode")
+    vae = AutoencoderKL(**case["autoencoder_kl_config"]).requires_grad_(False)
+    golden_fill.fill_(vae, case["fill"]["seed"], case["fill"]["prefix"])
+    packed = goldens.inputs(case)["packed"].bfloat16()
+    decoded = latents.decode(vae, packed, case["height"], case["width"], torch.bfloat16)
+    assert decoded.dtype == torch.bfloat16
+    error = golden_fill.compare(decoded[..., ::2, ::2], goldens.expected(case, "decoded_sub"))[0]
+    assert 1e-3 < error < 0.05
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_bytes_are_the_references(dtype):
     (case,) = goldens.cases("output", "output_conversion")
