@@ -2,8 +2,7 @@
 # Stages: base (what both share), cpu (tiny profile), gpu (exact profile).
 #   docker build --target gpu -t flux-pulid:gpu .
 # No model file is inside; they come from a volume at /models. The server listens on all of the container's
-# addresses and has no API keys yet, so it starts only with FLUX_PULID_AUTH=none: publish the port to your own
-# machine alone, as compose.yaml does.
+# addresses, so it starts only with API keys, or with FLUX_PULID_AUTH=none in so many words.
 
 FROM python:3.12-slim-bookworm AS base
 # opencv-python loads libGL and glib.
@@ -17,6 +16,7 @@ ENV HOME=/data \
     PYTHONUNBUFFERED=1 \
     PIP_NO_CACHE_DIR=1 \
     FLUX_PULID_HOST=0.0.0.0 \
+    FLUX_PULID_DATA_DIR=/data/jobs \
     FLUX_PULID_WEIGHTS_DIR=/models
 WORKDIR /app
 COPY configs/constraints.txt configs/constraints.txt

@@ -3,11 +3,12 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
-.PHONY: setup check test serve
+.PHONY: setup check test bench serve
 
 setup:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -c configs/constraints.txt -e '.[dev]'
+	npm ci --prefix tests/clients/node --ignore-scripts
 
 check:
 	$(BIN)/ruff check .
@@ -17,6 +18,9 @@ check:
 
 test:
 	$(BIN)/python -m pytest $(args)
+
+bench:
+	$(BIN)/python bench/overhead.py $(args)
 
 serve:
 	$(BIN)/flux-pulid serve --profile $(or $(profile),tiny) $(args)

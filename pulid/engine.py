@@ -1,15 +1,16 @@
 """The contract between the server and a model: what may be asked, what comes back. Torch-free.
 
 One engine serves one device and is driven by one thread: `admit` requests, call `step` until
-their last event has come. Knows no HTTP, no queue, no files. The only implementation for
-pictures is `pulid.pipeline.PulidFluxEngine`; tests of the job code have a scripted one.
+their last event has come. Only `prepare` may run in a second thread, beside the steps. Knows no
+HTTP, no queue, no files. The only implementation for pictures is `pulid.pipeline.PulidFluxEngine`;
+tests of the job code have a scripted one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -46,10 +47,21 @@ class GenerationRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedRequest:
+    """A request whose photo and prompt have been read: made by `Engine.prepare`, for that engine only."""
+
+    request: GenerationRequest  # without the photo
+    conditioning: Any  # what the engine made of photo and prompt, on its device
+    timings: Mapping[str, float]  # seconds: face, text
+    cache_hits: Mapping[str, bool] = field(default_factory=dict)  # identity, prompt: was it known?
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationResult:
     images: tuple[RgbImage, ...]
     seeds: tuple[int, ...]  # one per image
     timings: Mapping[str, float]  # seconds by stage: face, text, denoise, decode
+    device_memory: int | None = None  # bytes held on the device; None where nobody counts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,15 +97,23 @@ class Engine(Protocol):
         """Is there room for this request now?"""
         ...
 
-    def admit(self, job_id: str, request: GenerationRequest) -> None:
-        """Read the face and the prompt, and put the request in flight.
+    def prepare(self, request: GenerationRequest) -> PreparedRequest:
+        """Read the face and the prompt; nothing is in flight by this.
 
-        Raises BadRequest (NoFaceFound, ...) or Busy; then nothing was admitted.
+        The only method for another thread: it may run beside `step`. Raises BadRequest
+        (NoFaceFound, ...), OutOfMemory or DeviceLost.
+        """
+        ...
+
+    def admit(self, job_id: str, request: GenerationRequest | PreparedRequest) -> None:
+        """Put the request in flight, after `prepare` if that was not done yet.
+
+        Raises what `prepare` raises, or Busy; then nothing was admitted.
         """
         ...
 
     def step(self) -> Sequence[StepEvent]:
-        """Advance by one denoising step. Empty when nothing is in flight."""
+        """Advance by one denoising step. Empty when nothing is in flight. Raises DeviceLost."""
         ...
 
     def cancel(self, job_id: str) -> None:

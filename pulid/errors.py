@@ -7,17 +7,26 @@ PulidError
 ├── Busy                    try again later
 ├── OutOfMemory             this request is too large for the device right now
 ├── EngineFailed            our fault
+│   └── DeviceLost          no later request can succeed in this process
 └── SetupError              the operator can fix it; raised before the first request
     ├── UnknownProfile
     ├── DeviceUnavailable
     └── WeightsMissing      a file is absent, or is not the checkpoint it should be
 
 `code` is a stable machine-readable name; the text says what happened and what to do next.
+Every error survives pickling with its type, text and attributes: workers send them to the server.
 """
+
+import copyreg
+from typing import Any
 
 
 class PulidError(Exception):
     code = "internal_error"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Rebuilt without __init__: some errors take other arguments than their text, or none.
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
 class BadRequest(PulidError):
@@ -47,6 +56,10 @@ class OutOfMemory(PulidError):
 
 class EngineFailed(PulidError):
     code = "engine_failed"
+
+
+class DeviceLost(EngineFailed):
+    code = "device_lost"
 
 
 class SetupError(PulidError):

@@ -3,6 +3,6 @@
 import torch
 
 
-def cuda_available() -> bool:
-    """Whether torch was built for CUDA and sees a card."""
-    return torch.cuda.is_available()
+def cuda_count() -> int:
+    """How many CUDA cards torch sees; 0 where it was not built for CUDA."""
+    return torch.cuda.device_count()

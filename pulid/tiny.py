@@ -116,8 +116,9 @@ def tiny_networks() -> Networks:
         network.to_empty(device="cpu")
         fill_randomly(network, SEED + number)
     networks.eva_clip.reset_computed_buffers("cpu")
-    for attention in networks.identity_attentions:
-        attention.to_out.weight.mul_(IDENTITY_GAIN)
+    for name, parameter in networks.identity_attentions.named_parameters():
+        if name.endswith("to_out.weight"):
+            parameter.mul_(IDENTITY_GAIN)
     return networks
 
 

@@ -1,10 +1,11 @@
-"""create_app(settings): wires the job service, the routes and the error forms; nothing else."""
+"""create_app(settings): wires the job service, the walls, the routes and the error forms; nothing else."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Any
 
 from fastapi import FastAPI
 
@@ -12,68 +13,121 @@ import server
 from pulid.engine import Engine, EngineInfo
 from pulid.errors import PulidError
 from server import engines
-from server.api import health, v1
-from server.api.context import RequestContext
+from server.api import account, events, health, media, openapi, page, v1, v2
+from server.api.context import FaultBarrier, RequestContext
+from server.api.submit import SubmitTurns
+from server.api.v1_schemas import parse_body
 from server.errors import install_error_handlers
 from server.jobs.face_stage import FaceStage, FetchPhoto
+from server.jobs.runner import JobLimits
 from server.jobs.service import JobService
-from server.security.image_decode import decode_image
+from server.jobs.storage import JobStorage
+from server.metrics import Metrics
+from server.security.auth import keys_in_force
+from server.security.image_decode import check_image, decode_image
 from server.security.image_fetch import FetchLimits, public_fetcher
+from server.security.origin import OriginRules
+from server.security.rate_limit import Budget
 from server.settings import Settings
+
+
+class App(FastAPI):
+    """FastAPI with the schema that tells the truth (server/api/openapi.py)."""
+
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            self.openapi_schema = openapi.document(self)
+        return self.openapi_schema
 
 
 def create_app(
     settings: Settings,
     *,
-    create_engine: Callable[[], Engine] | None = None,
+    create_engine: Callable[[str], Engine] | None = None,
+    devices: tuple[str, ...] | None = None,
     fetch_photo: FetchPhoto | None = None,
     on_ready: Callable[[EngineInfo], None] = lambda info: None,
     on_lost: Callable[[PulidError], None] = lambda error: None,
 ) -> FastAPI:
-    """The ASGI app. Its engine is loaded when the app starts, beside the first requests.
+    """The ASGI app. Its engines are loaded when the app starts, beside the first requests.
 
-    `create_engine` and `fetch_photo` replace the model and the network. `on_ready` and `on_lost`
-    hear, on the event loop, when the engine can work and when it never will (again).
+    `create_engine`, with the `devices` it knows, and `fetch_photo` replace the model and the network;
+    the first is called in the worker processes, so it must be picklable. `on_ready` and `on_lost`
+    hear, on the event loop, when an engine can work and when none ever will (again).
+    Raises SetupError for API keys that cannot be read and for devices that are not there.
     """
+    metrics = Metrics()
     service = JobService(
+        storage=JobStorage(settings.data_dir),
+        devices=devices or devices_of(settings),
         create_engine=create_engine or engine_factory(settings),
+        decode_photo=partial(decode_image, max_megapixels=settings.max_image_mp),
+        parse=partial(parse_body, max_prompt_chars=settings.max_prompt_chars),
         face_stage=FaceStage(
             fetch=fetch_photo or public_fetcher(fetch_limits(settings)),
-            decode=partial(decode_image, max_megapixels=settings.max_image_mp),
+            check=partial(check_image, max_megapixels=settings.max_image_mp),
         ),
-        max_queued=settings.max_queued_jobs,
+        limits=job_limits(settings),
+        metrics=metrics.jobs,
         on_ready=on_ready,
         on_lost=on_lost,
     )
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await service.start()
+        try:
+            await service.start()
+        except PulidError as error:
+            on_lost(error)  # its owner ends the server
+            yield
+            return
         yield
         await service.close()
 
-    app = FastAPI(
+    app = App(
         title="flux-pulid-server",
         version=server.__version__,
         lifespan=lifespan,
         docs_url=None,  # FastAPI's pages load their scripts from a foreign host
         redoc_url=None,
         redirect_slashes=False,
+        root_path_in_servers=False,
     )
     app.state.settings = settings
     app.state.service = service
-    app.add_middleware(RequestContext)
+    app.state.metrics = metrics
+    app.state.keys = keys_in_force(settings)
+    app.state.budget = Budget(
+        per_minute=settings.rate_limit,
+        concurrency=settings.concurrency_per_key,
+        unfinished_of=service.unfinished_of,
+    )
+    app.state.submit_turns = SubmitTurns(settings.concurrency_per_key)
+    install_layers(app, settings, metrics)
     install_error_handlers(app)
-    app.include_router(health.router)
-    app.include_router(v1.router)
+    for router in (v1.router, v2.router, events.router, media.router, account.router, health.router):
+        app.include_router(router)
+    app.include_router(health.metrics_router(public=settings.metrics_public))
+    app.include_router(page.router)
     return app
 
 
-def engine_factory(settings: Settings) -> Callable[[], Engine]:
+def install_layers(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
+    """From the inside out."""
+    app.add_middleware(FaultBarrier)
+    app.add_middleware(OriginRules, settings=settings)
+    app.add_middleware(RequestContext, metrics=metrics)
+
+
+def devices_of(settings: Settings) -> tuple[str, ...]:
+    """Raises UnknownProfile or DeviceUnavailable."""
+    return tuple(engines.devices_for(engines.profile_or_exact(settings.profile), settings.devices))
+
+
+def engine_factory(settings: Settings) -> Callable[[str], Engine]:
     return partial(
         engines.create_engine,
         profile=settings.profile,
-        device=settings.devices,
         weights_dir=settings.weights_dir,
         face_mode=settings.face_mode,
     )
@@ -84,4 +138,16 @@ def fetch_limits(settings: Settings) -> FetchLimits:
         timeout_s=settings.fetch_timeout_s,
         max_mb=settings.fetch_max_mb,
         allow=frozenset(settings.fetch_allow),
+    )
+
+
+def job_limits(settings: Settings) -> JobLimits:
+    return JobLimits(
+        max_queued=settings.max_queued_jobs,
+        job_deadline_s=settings.job_deadline_s,
+        result_ttl_s=settings.result_ttl_s,
+        media_ttl_s=settings.media_ttl_s,
+        v2_strict=settings.v2_strict,
+        log_level=settings.log_level,
+        log_format=settings.log_format,
     )

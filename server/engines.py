@@ -1,4 +1,4 @@
-"""The only door to the model: a profile's name in, a ready engine out.
+"""The only door to the model: which devices there are, and a ready engine on one of them.
 
 Nothing here imports torch before a function is called, so the server and its command line start
 at once. Never falls back silently: what was asked for is what computes, or the start ends.
@@ -13,14 +13,13 @@ from pulid.errors import DeviceUnavailable
 from pulid.profiles import PROFILES, SpeedProfile, profile_named
 
 
-def create_engine(*, profile: str | None, device: str, weights_dir: Path, face_mode: FaceMode) -> Engine:
-    """Load an engine; takes seconds (tiny) to minutes. Call it in the thread that will drive it.
+def create_engine(device: str, *, profile: str | None, weights_dir: Path, face_mode: FaceMode) -> Engine:
+    """Load an engine; takes seconds (tiny) to minutes. Call it in the process that will drive it.
 
-    `profile` None means exact. `device` is "all", "cpu" or the number of one GPU.
-    Raises UnknownProfile, DeviceUnavailable or WeightsMissing.
+    `device` is one of `devices_for`; `profile` None means exact. Raises UnknownProfile,
+    DeviceUnavailable or WeightsMissing.
     """
-    chosen = PROFILES["exact"] if profile is None else profile_named(profile)
-    place = place_of(chosen, device)
+    chosen = profile_or_exact(profile)
     if chosen.name == "tiny":
         from pulid.tiny import tiny_engine
 
@@ -29,28 +28,64 @@ def create_engine(*, profile: str | None, device: str, weights_dir: Path, face_m
     from pulid.load import load_engine
     from weights.paths import model_paths
 
-    return load_engine(chosen, model_paths(weights_dir), place, face_mode=face_mode)
+    return load_engine(chosen, model_paths(weights_dir), device, face_mode=face_mode)
 
 
-def place_of(profile: SpeedProfile, device: str) -> str:
-    """The torch device for a profile: "cpu", "cuda" or "cuda:1". Raises DeviceUnavailable."""
+def profile_or_exact(name: str | None) -> SpeedProfile:
+    """Raises UnknownProfile."""
+    return PROFILES["exact"] if name is None else profile_named(name)
+
+
+def devices_for(profile: SpeedProfile, devices: str) -> list[str]:
+    """The devices that the setting `devices` means for a profile, each with a name of its own.
+
+    "all" is every CUDA card ("cuda:0", ...), or the one CPU; "0,1" are cards; "cpu,cpu" are two
+    engines on the CPU ("cpu:0", "cpu:1"). Raises DeviceUnavailable.
+    """
+    asked = ["cpu"] if devices == "all" and profile.device == "cpu" else _listed(devices)
     if profile.device == "cpu":
-        if device not in ("all", "cpu"):
+        if any(device != "cpu" for device in asked):
             raise DeviceUnavailable(
-                f"The {profile.name} profile computes on the CPU. Set devices to cpu, or leave it out."
+                f"The {profile.name} profile computes on the CPU, and devices is {devices!r}. "
+                "Set devices to cpu, or leave it out."
             )
-        return "cpu"
+        return asked if len(asked) == 1 else [f"cpu:{number}" for number in range(len(asked))]
+    return _cards(profile, asked)
 
-    if device == "cpu" or not _cuda_available():
-        found = "devices is set to cpu" if device == "cpu" else "no CUDA device was found"
+
+def _listed(devices: str) -> list[str]:
+    asked = [device.strip() for device in devices.split(",")]
+    if ("all" in asked and len(asked) > 1) or not all(_is_a_device(device) for device in asked):
+        raise DeviceUnavailable(
+            f"devices is {devices!r}. Set it to all, to cpu, or to numbers of GPUs such as 0 or 0,1."
+        )
+    return asked
+
+
+def _is_a_device(name: str) -> bool:
+    return name in ("all", "cpu") or (name.isascii() and name.isdigit())
+
+
+def _cards(profile: SpeedProfile, asked: list[str]) -> list[str]:
+    count = 0 if "cpu" in asked else _cuda_count()
+    if count == 0:
+        found = "devices names the CPU" if "cpu" in asked else "no CUDA device was found"
         raise DeviceUnavailable(
             f"The {profile.name} profile needs a CUDA device, and {found}. To try the server without "
             "one, choose --profile tiny: it runs on any CPU and paints abstract pictures."
         )
-    return "cuda" if device == "all" else f"cuda:{device}"
+    numbers = list(range(count)) if asked == ["all"] else [int(device) for device in asked]
+    if absent := [number for number in numbers if number >= count]:
+        raise DeviceUnavailable(
+            f"devices names GPU {absent[0]}, and this machine has {count}, counted from 0. "
+            "Set devices to all, or to numbers of GPUs that are there."
+        )
+    if len(set(numbers)) < len(numbers):
+        raise DeviceUnavailable("devices names a GPU twice: one engine fills it. Name each GPU once.")
+    return [f"cuda:{number}" for number in numbers]
 
 
-def _cuda_available() -> bool:
-    from pulid.probe import cuda_available
+def _cuda_count() -> int:
+    from pulid.probe import cuda_count
 
-    return cuda_available()
+    return cuda_count()

@@ -1,10 +1,12 @@
-"""One table: exception → status. And the one form in which every error leaves the server.
+"""One table: error code -> status. And the one form in which every error leaves the server.
 
     {"error": "<a sentence>", "request_id": "32 hex", "fields": [{"field": ..., "message": ...}]}
 
 `fields` only where single fields of the request are wrong. Client libraries read `error` and
 nothing else. No traceback, no path, no part of the input is ever in it. The word "credits" stays
 out of these texts: clients take a 406 that has it for an empty account.
+
+The table has codes, not classes, because a job that FAILED is known by the code in its record.
 """
 
 from __future__ import annotations
@@ -17,9 +19,9 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
-from pulid.errors import BadRequest, Busy, EngineFailed, OutOfMemory, PulidError
-from server.jobs.job import JobTimedOut, NotReady
+from pulid.errors import BadRequest, PulidError
 
 RETRY_AFTER_S = 10  # about one picture
 
@@ -33,13 +35,19 @@ class FieldProblem:
 
 
 class InvalidParameters(BadRequest):
-    """Fields of the request body are missing, of the wrong type or out of range."""
+    """Fields of the request are missing, of the wrong type or out of range."""
 
     code = "invalid_parameters"
 
     def __init__(self, problems: Sequence[FieldProblem]) -> None:
         super().__init__(" ".join(problem.message for problem in problems))
         self.problems = tuple(problems)
+
+
+class UnparsableBody(BadRequest):
+    """The body is no JSON object at all."""
+
+    code = "unparsable_body"
 
 
 class UnsupportedBody(BadRequest):
@@ -50,34 +58,57 @@ class BodyTooLarge(BadRequest):
     code = "body_too_large"
 
 
+class OutputUnreadable(PulidError):
+    """The disk did not give back a picture that was written to it."""
+
+    code = "output_unreadable"
+
+    def __init__(self) -> None:
+        super().__init__("The picture was made but cannot be read now. Try again in a few seconds.")
+
+
 class ClientLeft(PulidError):
     """Nobody reads this answer; it exists for the log."""
 
     code = "client_left"
 
 
-STATUS: dict[type[PulidError], int] = {
-    BadRequest: 400,
-    UnsupportedBody: 406,
-    BodyTooLarge: 413,
-    Busy: 429,
-    ClientLeft: 499,
-    EngineFailed: 500,
-    NotReady: 503,
-    OutOfMemory: 503,
-    JobTimedOut: 504,
-    PulidError: 500,
+STATUS: dict[str, int] = {
+    "bad_request": 400,
+    "image_rejected": 400,
+    "invalid_parameters": 400,
+    "no_face": 400,
+    "unparsable_body": 400,
+    "unauthorized": 401,
+    "not_found": 404,
+    "unsupported_body": 406,
+    "cancelled": 409,
+    "idempotency_conflict": 409,
+    "body_too_large": 413,
+    "busy": 429,
+    "rate_limited": 429,
+    "client_left": 499,
+    "device_lost": 500,
+    "engine_failed": 500,
+    "internal_error": 500,
+    "interrupted": 503,
+    "not_ready": 503,
+    "out_of_memory": 503,
+    "output_unreadable": 503,
+    "storage_full": 503,
+    "timed_out": 504,
 }
 
 _HTTP_TEXTS = {
     404: "Nothing is at this address. Pictures are made by POST /v1/flux-pulid.",
     405: "This address does not take that method; the Allow header names the ones it takes.",
 }
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
 
-def status_of(exc: PulidError) -> int:
-    """The status of the nearest class in the table."""
-    return next(STATUS[cls] for cls in type(exc).__mro__ if cls in STATUS)
+def status_of(code: str | None) -> int:
+    """The status for an error code; one that is not in the table is our own fault."""
+    return STATUS.get(code or "", 500)
 
 
 def error_response(
@@ -89,7 +120,7 @@ def error_response(
     **extra: Any,
 ) -> JSONResponse:
     body = {"error": message, "request_id": request.state.request_id, **extra}
-    return JSONResponse(body, status, headers={**(headers or {}), **_retry_headers(status)})
+    return JSONResponse(body, status, headers={**_retry_headers(status), **(headers or {})})
 
 
 def _retry_headers(status: int) -> dict[str, str]:
@@ -107,13 +138,25 @@ def answer_pulid_error(request: Request, exc: Exception) -> JSONResponse:
     extra: dict[str, Any] = {}
     if isinstance(exc, InvalidParameters):
         extra["fields"] = [{"field": p.field, "message": p.message} for p in exc.problems]
-    return error_response(request, status_of(exc), str(exc), **extra)
+    headers: Mapping[str, str] | None = getattr(exc, "headers", None)
+    return error_response(request, status_of(exc.code), str(exc), headers=headers, **extra)
 
 
 def answer_http_error(request: Request, exc: Exception) -> JSONResponse:
     assert isinstance(exc, HTTPException)  # noqa: S101  # what the handler is registered for
     text = _HTTP_TEXTS.get(exc.status_code, str(exc.detail))
-    return error_response(request, exc.status_code, text, headers=exc.headers)
+    headers = {"allow": ", ".join(allowed_methods(request))} if exc.status_code == 405 else exc.headers
+    return error_response(request, exc.status_code, text, headers=headers)
+
+
+def allowed_methods(request: Request) -> list[str]:
+    """The methods of an address, over all routes that share it."""
+
+    def taken(method: str) -> bool:
+        scope = {**request.scope, "method": method}
+        return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+
+    return [method for method in _METHODS if taken(method)]
 
 
 def install_error_handlers(app: FastAPI) -> None:

@@ -10,10 +10,14 @@ from __future__ import annotations
 import logging
 import sys
 import traceback
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, TextIO
 
 import structlog
 
-from server.settings import LogFormat, LogLevel
+if TYPE_CHECKING:
+    from server.settings import LogFormat, LogLevel
 
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
@@ -38,16 +42,35 @@ def configure_logs(*, level: LogLevel, form: LogFormat | None) -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=partial(_Lines, sys.stderr),
     )
     logging.basicConfig(handlers=[_Forward()], level=max(_LEVELS[level], logging.WARNING), force=True)
 
 
+class _Lines:
+    """Writes lines. A log that cannot be written, on a full disk or a closed terminal, harms nobody."""
+
+    def __init__(self, stream: TextIO, *_: object) -> None:
+        self._stream = stream
+
+    def msg(self, line: str) -> None:
+        with suppress(OSError, ValueError):
+            self._stream.write(line + "\n")
+            self._stream.flush()
+
+    log = debug = info = warn = warning = error = critical = fatal = exception = msg
+
+
 class _Forward(logging.Handler):
-    """What uvicorn and other libraries log, as events of ours; without tracebacks."""
+    """What uvicorn and other libraries log, as events of ours.
+
+    Only the first line: in the next ones asyncio shows objects, and with them what callers sent.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
-        get_logger(record.name).log(record.levelno, record.getMessage())
+        error = record.exc_info[1] if record.exc_info else None
+        event = record.getMessage().partition("\n")[0]
+        get_logger(record.name).log(record.levelno, event, **(trace_of(error) if error else {}))
 
 
 def trace_of(exc: BaseException) -> dict[str, object]:

@@ -19,8 +19,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, IPvAnyNetwork, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 from pydantic_settings import (
     BaseSettings,
@@ -33,10 +34,18 @@ from pydantic_settings import (
 from pulid.engine import FaceMode
 from pulid.errors import SetupError
 from pulid.profiles import PROFILES
-from server.fields import EXPLAINED, Number, Whole, allowed, explained
+from server.fields import EXPLAINED, Number, Whole, allowed, explained, rule_of
 
 ENV_PREFIX = "FLUX_PULID_"
 
+_A_DAY_S = 86_400
+_A_YEAR_S = 365 * _A_DAY_S
+
+KEY_NAME = r"[A-Za-z0-9._-]{1,64}"
+_API_KEY = re.compile(rf"{KEY_NAME}:[!-~]+|[!-9;-~]+")  # name:key, or a key without a colon
+
+# In the environment and as a flag a list is text with commas, never JSON.
+TextList = Annotated[tuple[str, ...], NoDecode]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["console", "json"]
 
@@ -51,6 +60,10 @@ def default_weights_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "flux-pulid"
 
 
+def default_data_dir() -> Path:
+    return Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser() / "flux-pulid"
+
+
 def is_loopback(host: str) -> bool:
     """Can only this machine reach a server bound to `host`?"""
     try:
@@ -63,7 +76,12 @@ class Settings(BaseSettings):
     """All knobs, checked and frozen."""
 
     model_config = SettingsConfigDict(
-        env_prefix=ENV_PREFIX, env_ignore_empty=True, frozen=True, extra="forbid", allow_inf_nan=False
+        env_prefix=ENV_PREFIX,
+        env_ignore_empty=True,
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        hide_input_in_errors=True,  # it may be a key
     )
 
     profile: str | None = Field(
@@ -73,9 +91,9 @@ class Settings(BaseSettings):
     )
     devices: str = Field(
         "all",
-        pattern=r"^(all|cpu|\d{1,3})$",
-        description="the device that computes; all: the first of the kind the profile needs",
-        json_schema_extra={"x-allowed": "all, cpu, or the number of one GPU"},
+        pattern=r"^(all|cpu(,cpu)*|\d{1,3}(,\d{1,3})*)$",
+        description="the devices that compute, one worker each; all: every one of the kind the profile needs",
+        json_schema_extra={"x-allowed": "all, cpu, cpu,cpu and so on, or numbers of GPUs such as 0,1"},
     )
     host: str = Field(
         "127.0.0.1",
@@ -84,17 +102,51 @@ class Settings(BaseSettings):
         json_schema_extra={"x-allowed": "an address or a host name"},
     )
     port: Whole = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
-    auth: Literal["none"] | None = Field(
+    public_url: str | None = Field(
+        None,
+        description="base of the links in answers, as callers reach it; not set: from the Host header",
+        json_schema_extra={"x-allowed": "an http(s) address such as https://flux.example.com"},
+    )
+    trusted_proxies: Annotated[tuple[IPvAnyNetwork, ...], NoDecode] = Field(
+        (),
+        description="addresses of proxies whose X-Forwarded-Proto and X-Forwarded-Host count",
+        json_schema_extra={"x-allowed": "a list of addresses or networks, such as 127.0.0.1,10.0.0.0/8"},
+    )
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        (),
+        description="API keys, each with or without a name",
+        json_schema_extra={
+            "x-allowed": "a list of name:key, or keys, in visible ASCII characters",
+            "x-secret": True,
+        },
+    )
+    api_keys_file: Path | None = Field(
+        None,
+        description="file with the names and hashes of API keys; read again on SIGHUP",
+        json_schema_extra={"x-allowed": "a file, as `flux-pulid keys add` writes it"},
+    )
+    auth: Literal["keys", "none"] | None = Field(
         None,
         validate_default=True,
-        description="none: accept callers from other machines although there are no keys",
+        description="who may call; not set: keys where there are keys, else everybody on this machine",
+    )
+    metrics_public: bool = Field(False, description="answer /metrics without a key")
+    cors_origins: TextList = Field(
+        (),
+        description="web pages that may call; not set: any where there are keys, else the server's own",
+        json_schema_extra={"x-allowed": "*, or a list of origins such as https://app.example.com"},
+    )
+    data_dir: Path = Field(
+        default_factory=default_data_dir,
+        description="folder for the database, request bodies and pictures; one server each",
+        json_schema_extra={"x-allowed": "a folder"},
     )
     weights_dir: Path = Field(
         default_factory=default_weights_dir,
         description="folder with the model files",
         json_schema_extra={"x-allowed": "a folder"},
     )
-    fetch_allow: Annotated[tuple[str, ...], NoDecode] = Field(
+    fetch_allow: TextList = Field(
         (),
         description="host:port list that pictures may be fetched from although it is not public",
         json_schema_extra={"x-allowed": "a list of host:port, such as photos.internal:8080"},
@@ -105,10 +157,28 @@ class Settings(BaseSettings):
     max_image_mp: Number = Field(60, gt=0, le=89, description="megapixels of one decoded photo")
     max_prompt_chars: Whole = Field(10_000, ge=1, le=1_000_000, description="characters of a prompt")
     max_queued_jobs: Whole = Field(64, ge=1, le=10_000, description="waiting jobs; beyond it 429")
-    v1_timeout_s: Number = Field(600, gt=0, le=86_400, description="seconds a v1 call may wait; then 504")
+    concurrency_per_key: Whole = Field(
+        0, ge=0, le=10_000, description="unfinished jobs of one key; beyond it 429; 0: no limit"
+    )
+    rate_limit: Whole = Field(
+        0, ge=0, le=1_000_000, description="jobs one key may submit a minute; beyond it 429; 0: no limit"
+    )
+    job_deadline_s: Number = Field(
+        600, gt=0, le=_A_DAY_S, description="seconds from submit in which a job must be done"
+    )
+    v1_timeout_s: Number = Field(600, gt=0, le=_A_DAY_S, description="seconds a v1 call may wait; then 504")
+    v1_response: Literal["bytes", "json"] = Field(
+        "bytes", description="what v1 answers with when the call does not say"
+    )
+    v2_strict: bool = Field(False, description="refuse invalid v2 bodies at submit")
     face_mode: FaceMode = Field(
         "one-face", description="whose face it is; reference: as the PuLID code chooses"
     )
+    result_ttl_s: Number = Field(
+        3600, gt=0, le=_A_YEAR_S, description="seconds the record of an ended job is kept"
+    )
+    media_ttl_s: Number = Field(604_800, gt=0, le=_A_YEAR_S, description="seconds its pictures are kept")
+    drain_s: Number = Field(60, ge=0, le=_A_DAY_S, description="seconds to end in after SIGTERM")
     credits: Whole = Field(
         1_000_000, ge=0, le=10**12, description="the constant in x-remaining-credits that old SDKs need"
     )
@@ -126,6 +196,11 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return (init_settings,)
 
+    @property
+    def needs_key(self) -> bool:
+        """Whether a call must carry an API key."""
+        return self.auth == "keys" or (self.auth is None and bool(self.api_keys or self.api_keys_file))
+
     @field_validator("profile")
     @classmethod
     def _known_profile(cls, value: str | None) -> str | None:
@@ -133,33 +208,105 @@ class Settings(BaseSettings):
             raise PydanticCustomError("unknown_profile", "unknown")
         return value
 
-    @field_validator("weights_dir")
+    @field_validator("devices", mode="before")
     @classmethod
-    def _home_is_expanded(cls, value: Path) -> Path:
-        return value.expanduser()
+    def _one_spelling_of_devices(cls, value: object) -> object:
+        if type(value) is int:  # devices = 0 in TOML
+            return str(value)
+        return value.replace(" ", "") if isinstance(value, str) else value
 
-    @field_validator("fetch_allow", mode="before")
+    @field_validator("devices")
     @classmethod
-    def _list_of_hosts(cls, value: object) -> object:
+    def _each_gpu_once(cls, value: str) -> str:
+        numbers = [part for part in value.split(",") if part.isdecimal()]
+        if len(set(map(int, numbers))) < len(numbers):
+            raise explained(f"devices = {value!r} names a GPU twice. One worker uses all of a GPU.")
+        return value
+
+    @field_validator("weights_dir", "data_dir", "api_keys_file")
+    @classmethod
+    def _home_is_expanded(cls, value: Path | None) -> Path | None:
+        return None if value is None else value.expanduser()
+
+    @field_validator("public_url")
+    @classmethod
+    def _base_of_links(cls, value: str | None) -> str | None:
+        if value is not None and not _is_base_url(value):
+            raise PydanticCustomError("not_a_base_url", "not an http(s) address")
+        return None if value is None else value.rstrip("/")
+
+    @field_validator("trusted_proxies", "api_keys", "cors_origins", "fetch_allow", mode="before")
+    @classmethod
+    def _list_of_texts(cls, value: object) -> object:
         parts = value.split(",") if isinstance(value, str) else value
-        if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
+        if not isinstance(parts, list | tuple) or not all(
+            isinstance(part, str | SecretStr) for part in parts
+        ):
             raise PydanticCustomError("not_a_list", "not a list")
-        hosts = tuple(part.strip().lower() for part in parts if part.strip())
-        if not all(re.fullmatch(r"(\[[0-9a-f:.]+\]|[^\s:/\[\]]+):\d{1,5}", host) for host in hosts):
-            raise PydanticCustomError("not_host_and_port", "not host:port")
-        return hosts
+        texts = (part.strip() if isinstance(part, str) else part for part in parts)
+        return tuple(text for text in texts if text)
+
+    @field_validator("api_keys")
+    @classmethod
+    def _keys_can_be_sent(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        if not all(_API_KEY.fullmatch(key.get_secret_value()) for key in value):
+            raise PydanticCustomError("not_a_key", "not a key")
+        return value
 
     @field_validator("auth")
     @classmethod
     def _open_only_on_purpose(cls, value: str | None, info: ValidationInfo) -> str | None:
         host = info.data.get("host", "127.0.0.1")
+        if _has_keys(info):
+            return value
+        if value == "keys":
+            raise explained('auth is "keys", but there are none. Set api_keys or api_keys_file.')
         if value is None and not is_loopback(host):
             raise explained(
-                f"The host {host} can be reached from other machines, and this version has no API keys: "
-                "whoever reaches the port may use the GPU. Listen on 127.0.0.1, or accept that by "
-                'setting auth to "none".'
+                f"The host {host} can be reached from other machines, and there are no API keys: "
+                "whoever reaches the port may use the GPU. Set api_keys or api_keys_file, listen on "
+                '127.0.0.1, or accept that by setting auth to "none".'
             )
         return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if "*" in value:
+            if info.data.get("auth") == "none" or not _has_keys(info):
+                raise explained(
+                    "cors_origins = '*' needs API keys: without them any web page could use the GPU. "
+                    "Set api_keys or api_keys_file, or list the origins."
+                )
+            return ("*",)
+        origins = tuple(origin.rstrip("/").lower() for origin in value)
+        if not all(_is_base_url(origin) and not urlsplit(origin).path for origin in origins):
+            raise PydanticCustomError("not_an_origin", "not an origin")
+        return origins
+
+    @field_validator("fetch_allow")
+    @classmethod
+    def _hosts_with_ports(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        hosts = tuple(host.lower() for host in value)
+        if not all(re.fullmatch(r"(\[[0-9a-f:.]+\]|[^\s:/\[\]]+):\d{1,5}", host) for host in hosts):
+            raise PydanticCustomError("not_host_and_port", "not host:port")
+        return hosts
+
+
+def _has_keys(info: ValidationInfo) -> bool:
+    """Whether any key is set. Keys that are not valid count: that they are is told already."""
+    return "api_keys" not in info.data or bool(info.data["api_keys"] or info.data.get("api_keys_file"))
+
+
+def _is_base_url(text: str) -> bool:
+    """An http(s) address to which a path can be added."""
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError:
+        return False
+    plain = re.fullmatch(r"[!-~]+", text) and not re.search(r"[?#@\\\"<>]", text)
+    return bool(plain and parts.scheme in ("http", "https") and parts.hostname and port != 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,14 +385,24 @@ def _explain(error: Any, origins: Mapping[str, str]) -> str:
     if error["type"] == EXPLAINED:
         return str(error["msg"])
     place = origins.get(key, "default")
-    return f"{key} = {str(error['input'])!r} (from {place}) is not valid: use {allowed(Settings, key)}."
+    value = "(hidden)" if _is_secret(key) else repr(str(error["input"]))
+    return f"{key} = {value} (from {place}) is not valid: use {allowed(Settings, key)}."
+
+
+def _is_secret(key: str) -> bool:
+    return "x-secret" in rule_of(Settings, key)
 
 
 def describe(loaded: LoadedSettings) -> str:
-    """Each setting in force and where it came from, one a line."""
-    lines = []
-    for key, origin in loaded.origins.items():
-        value = getattr(loaded.settings, key)
-        shown = ", ".join(value) if isinstance(value, tuple) else value
-        lines.append(f"{key:<18} {'(not set)' if shown in (None, '') else shown!s:<28} {origin}")
-    return "\n".join(lines)
+    """Each setting in force and where it came from, one a line. API keys are masked by their type."""
+    return "\n".join(
+        f"{key:<19} {_shown(getattr(loaded.settings, key)):<28} {origin}"
+        for key, origin in loaded.origins.items()
+    )
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return "(not set)" if value is None or not text else text

@@ -1,108 +1,356 @@
-"""ScriptedEngine: obeys `pulid.engine.Engine` without a model, and fails or stalls on command.
+"""ScriptedEngine: obeys `pulid.engine.Engine` without a model, and fails, stalls or dies on command.
 
-For tests of jobs and HTTP only; everything about pictures is tested with the tiny profile.
-A gated engine does each step only when the test lets it (`run_steps`), so no test has to sleep.
+For tests of jobs and HTTP only; everything about pictures is tested with the tiny profile. What an
+engine does with a request stands in the request's prompt:
+
+    "a knight, crash at step 2"            SIGKILL in the middle of its second step
+    "crash once while preparing"           the same, but only the first time (needs a Script)
+    "stall at step 3"                      never comes back
+    "oom", "raise", "lose the device"      at step 1; or at admission, at step N, while preparing
+    "slow 0.05 s per step", "slow 0.5 s while preparing"
+    "no face"
+
+Engines usually live in worker processes. A `Script` is the test's end of them: it is the picklable
+`create_engine` of a worker pool, holds their steps back, and reads what they did from a journal.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+import re
+import signal
 import threading
+import time
 from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from pulid.engine import EngineInfo, GenerationRequest, GenerationResult, StepEvent
+from pulid.engine import (
+    EngineInfo,
+    GenerationRequest,
+    GenerationResult,
+    PreparedRequest,
+    StepEvent,
+)
+from pulid.errors import DeviceLost, NoFaceFound, OutOfMemory, PulidError
 
 PATIENCE_S = 20.0  # for what must happen soon; only a failing test waits this long
+_POLL_S = 0.002
+
+SECRET = "a private prompt"  # in the text of every unexpected exception: it may appear nowhere
+
+_ORDER = re.compile(
+    r"\b(?P<what>crash|stall|oom|raise|lose the device)(?P<once> once)?"
+    r"(?: (?P<when>at admission|at step (?P<step>\d+)|while preparing))?\b"
+)
+_SLOW = re.compile(r"\bslow (?P<s>[\d.]+) s (?P<when>per step|while preparing)\b")
 
 
 class ScriptedEngine:
-    def __init__(self, *, gated: bool = False, places: int = 1, notice: str = "") -> None:
-        self.info = EngineInfo(profile="scripted", device="none", notice=notice)
-        self.fail_admit: dict[str, Exception] = {}  # prompt → what `admit` raises
-        self.fail_step: dict[str, Exception] = {}  # prompt → what `step` raises while it is in flight
-        self.report_error: dict[str, Exception] = {}  # prompt → error of its last event
+    def __init__(
+        self, script: Script | None = None, *, device: str = "none", places: int = 1, notice: str = ""
+    ) -> None:
+        self.info = EngineInfo(
+            profile="scripted", device=device, notice=notice, details={"pid": str(os.getpid())}
+        )
+        # For tests that hold the engine itself: what to raise for a prompt, and what has happened.
+        self.fail_admit: dict[str, BaseException] = {}
+        self.fail_step: dict[str, BaseException] = {}
+        self.report_error: dict[str, PulidError] = {}  # as the error of its last event
         self.admitted: dict[str, GenerationRequest] = {}  # everything ever admitted, in order
         self.steps: dict[str, int] = {}  # steps done, by job
-        self.cancelled: list[str] = []
         self.closed = False
-        self.threads: set[int] = set()  # that have called this engine
+        self.threads: set[int] = set()  # that have driven this engine
+        self._script = script
         self._places = places
-        self._in_flight: list[str] = []
-        self._gate = threading.Semaphore(0) if gated else None
-        self._changed = threading.Condition()
-
-    # what the worker calls
-
-    def can_admit(self, request: GenerationRequest) -> bool:
-        return len(self._in_flight) < self._places
-
-    def admit(self, job_id: str, request: GenerationRequest) -> None:
-        self._note(lambda: None)
-        if request.prompt in self.fail_admit:
-            raise self.fail_admit[request.prompt]
-        self._in_flight.append(job_id)
-        self.steps[job_id] = 0
-        self._note(lambda: self.admitted.update({job_id: request}))
-
-    def step(self) -> list[StepEvent]:
-        if self._gate is not None:
-            self._gate.acquire()
-        for job_id in self._in_flight:
-            if (fault := self.fail_step.get(self.admitted[job_id].prompt)) is not None:
-                raise fault
-        return [self._advance(job_id) for job_id in list(self._in_flight)]
-
-    def cancel(self, job_id: str) -> None:
-        if job_id in self._in_flight:
-            self._in_flight.remove(job_id)
-        self._note(lambda: self.cancelled.append(job_id))
-
-    def close(self) -> None:
-        self.closed = True
-
-    def _advance(self, job_id: str) -> StepEvent:
-        request = self.admitted[job_id]
-        self._note(lambda: self.steps.update({job_id: self.steps[job_id] + 1}))
-        done, error = self.steps[job_id], self.report_error.get(request.prompt)
-        result = None
-        if error is not None or done == request.num_steps:
-            self._in_flight.remove(job_id)
-            result = None if error else paint(request)
-        return StepEvent(job_id=job_id, step=done, num_steps=request.num_steps, result=result, error=error)
-
-    def _note(self, change: Callable[[], object]) -> None:
-        with self._changed:
-            self.threads.add(threading.get_ident())
-            change()
-            self._changed.notify_all()
-
-    # what a test calls
-
-    def run_steps(self, count: int) -> None:
-        """Let a gated engine do that many steps."""
-        assert self._gate is not None
-        self._gate.release(count)
-
-    def open_gate(self) -> None:
-        self.run_steps(10_000)
-
-    def wait_for(self, condition: Callable[[], bool], timeout_s: float = PATIENCE_S) -> bool:
-        """Wait until something the engine has seen makes `condition` true."""
-        with self._changed:
-            return self._changed.wait_for(condition, timeout_s)
+        self._in_flight: dict[str, PreparedRequest] = {}
 
     @property
     def last_request(self) -> GenerationRequest:
         return list(self.admitted.values())[-1]
 
+    def can_admit(self, request: GenerationRequest) -> bool:
+        return len(self._in_flight) < self._places
+
+    def prepare(self, request: GenerationRequest) -> PreparedRequest:
+        self._note("preparing", prompt=request.prompt)
+        self._obey(request.prompt, "while preparing")
+        if "no face" in request.prompt:
+            raise NoFaceFound
+        return PreparedRequest(
+            request=replace(request, id_image=None),
+            conditioning=request.id_image,
+            timings={"face": 0.0, "text": 0.0},
+        )
+
+    def admit(self, job_id: str, request: GenerationRequest | PreparedRequest) -> None:
+        self.threads.add(threading.get_ident())
+        prepared = self.prepare(request) if isinstance(request, GenerationRequest) else request
+        prompt = prepared.request.prompt
+        if prompt in self.fail_admit:
+            raise self.fail_admit[prompt]
+        self._obey(prompt, "at admission")
+        self._in_flight[job_id] = prepared
+        self.admitted[job_id] = replace(prepared.request, id_image=prepared.conditioning)
+        self.steps[job_id] = 0
+        self._note("admitted", job=job_id, request=_as_json(self.admitted[job_id]))
+
+    def step(self) -> list[StepEvent]:
+        if self._script is not None:
+            self._script.take_step()
+        for prepared in self._in_flight.values():
+            if (fault := self.fail_step.get(prepared.request.prompt)) is not None:
+                raise fault
+        return [self._advance(job_id) for job_id in list(self._in_flight)]
+
+    def cancel(self, job_id: str) -> None:
+        self._in_flight.pop(job_id, None)
+        self._note("cancelled", job=job_id)
+
+    def close(self) -> None:
+        self.closed = True
+        self._note("closed")
+
+    def _advance(self, job_id: str) -> StepEvent:
+        prepared = self._in_flight[job_id]
+        request = prepared.request
+        done = self.steps[job_id] + 1
+        error = self.report_error.get(request.prompt)
+        try:
+            self._obey(request.prompt, f"at step {done}")
+        except OutOfMemory as exc:
+            error = exc
+        self.steps[job_id] = done
+        self._note("step", job=job_id, step=done)
+        result = None
+        if error is None and done == request.num_steps:
+            result = paint(replace(request, id_image=prepared.conditioning))
+        if error is not None or result is not None:
+            del self._in_flight[job_id]
+        return StepEvent(job_id=job_id, step=done, num_steps=request.num_steps, result=result, error=error)
+
+    def _obey(self, prompt: str, when: str) -> None:
+        """Do what the prompt says for this moment."""
+        for order in _SLOW.finditer(prompt):
+            if order["when"] == when or (order["when"] == "per step" and when.startswith("at step")):
+                time.sleep(float(order["s"]))
+        for order in _ORDER.finditer(prompt):
+            if (order["when"] or "at step 1") == when and (not order["once"] or self._is_first(order[0])):
+                _ORDERS[order["what"]]()
+
+    def _is_first(self, order: str) -> bool:
+        assert self._script is not None, "'once' needs a Script to remember it"
+        return self._script.is_first(order)
+
+    def _note(self, what: str, **facts: object) -> None:
+        if self._script is not None:
+            self._script.write(what, device=self.info.device, pid=os.getpid(), **facts)
+
+
+def _crash() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+    threading.Event().wait()  # the signal is on its way
+
+
+def _stall() -> None:
+    threading.Event().wait()
+
+
+def _run_out_of_memory() -> None:
+    raise OutOfMemory("The device is out of memory.")
+
+
+def _raise() -> None:
+    raise RuntimeError(SECRET)
+
+
+def _lose_the_device() -> None:
+    raise DeviceLost("The device reported a fault.")
+
+
+_ORDERS: dict[str, Callable[[], None]] = {
+    "crash": _crash,
+    "stall": _stall,
+    "oom": _run_out_of_memory,
+    "raise": _raise,
+    "lose the device": _lose_the_device,
+}
+
+
+@dataclass(frozen=True)
+class Script:
+    """The `create_engine` of a test: makes scripted engines, steers them and knows what they did.
+
+    `folder` is shared with the worker processes; an empty one for each test. `gated`: each step, of
+    whichever engine, happens only when the test lets it (`run_steps`). `slow_to_load`: engines are
+    loaded when the test lets them (`let_load`).
+    """
+
+    folder: Path
+    gated: bool = False
+    places: int = 1  # jobs that an engine takes at once
+    notice: str = ""
+    slow_to_load: bool = False
+    load_error: Exception | None = None
+    tears_a_message: bool = False  # the first worker dies in the middle of its first message
+
+    def __call__(self, device: str) -> ScriptedEngine:
+        self.write("loading", device=device, pid=os.getpid())
+        if self.slow_to_load:
+            _wait_until((self.folder / "load").exists)
+        if self.tears_a_message and self.is_first("tear"):
+            _write_half_a_message()
+            _crash()
+        if self.load_error is not None:
+            raise self.load_error
+        return ScriptedEngine(self, device=device, places=self.places, notice=self.notice)
+
+    # what a test calls
+
+    def let_load(self) -> None:
+        (self.folder / "load").touch()
+
+    def run_steps(self, count: int) -> None:
+        """Let gated engines do that many steps, all together."""
+        for _ in range(count):
+            (self.folder / f"permit-{time.monotonic_ns()}-{os.urandom(4).hex()}").touch()
+
+    def open_gate(self) -> None:
+        (self.folder / "open").touch()
+
+    def wait_for(self, condition: Callable[[], bool], timeout_s: float = PATIENCE_S) -> bool:
+        """Wait until something the engines have done makes `condition` true."""
+        return _wait_until(condition, timeout_s)
+
+    def lines(self, what: str) -> list[dict[str, Any]]:
+        """Everything of one kind that engines have done, in order."""
+        try:
+            text = (self.folder / "journal").read_text()
+        except FileNotFoundError:
+            return []
+        lines = [json.loads(line) for line in text.splitlines()]
+        return [line for line in lines if line["what"] == what]
+
+    @property
+    def admitted(self) -> dict[str, GenerationRequest]:
+        """Everything ever admitted, by job; a black picture of its size stands for the photo."""
+        return {line["job"]: _from_json(line["request"]) for line in self.lines("admitted")}
+
+    @property
+    def last_request(self) -> GenerationRequest:
+        return list(self.admitted.values())[-1]
+
+    @property
+    def prepared(self) -> list[str]:
+        """The prompts that were begun to be read, in order."""
+        return [line["prompt"] for line in self.lines("preparing")]
+
+    @property
+    def steps(self) -> dict[str, int]:
+        """Steps done in the last attempt, by job."""
+        return {line["job"]: line["step"] for line in self.lines("step")}
+
+    @property
+    def cancelled(self) -> list[str]:
+        return [line["job"] for line in self.lines("cancelled")]
+
+    @property
+    def closed(self) -> bool:
+        return bool(self.lines("closed"))
+
+    @property
+    def pids(self) -> list[int]:
+        """Of the worker processes, in the order of their starts."""
+        return [line["pid"] for line in self.lines("loading")]
+
+    # what an engine calls
+
+    def write(self, what: str, **facts: object) -> None:
+        line = json.dumps({"what": what, **facts}) + "\n"
+        # One write of a file opened for appending is never torn apart by another process.
+        with (self.folder / "journal").open("ab", buffering=0) as journal:
+            journal.write(line.encode())
+
+    def take_step(self) -> None:
+        """Wait for the permission to do a step."""
+        if self.gated:
+            _wait_until(lambda: (self.folder / "open").exists() or self._take_permit(), timeout_s=None)
+
+    def is_first(self, order: str) -> bool:
+        try:
+            (self.folder / f"done-{hashlib.sha256(order.encode()).hexdigest()[:16]}").touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
+
+    def _take_permit(self) -> bool:
+        for permit in self.folder.glob("permit-*"):
+            try:
+                permit.unlink()
+            except FileNotFoundError:  # another engine was faster
+                continue
+            return True
+        return False
+
+
+def _wait_until(condition: Callable[[], bool], timeout_s: float | None = PATIENCE_S) -> bool:
+    deadline = time.monotonic() + (float("inf") if timeout_s is None else timeout_s)
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_POLL_S)
+    return True
+
+
+def _write_half_a_message() -> None:
+    """Into every socket this process has; a worker has one, its pipe. Linux only."""
+    for link in Path("/proc/self/fd").iterdir():
+        if link.is_socket():
+            os.write(int(link.name), (1000).to_bytes(4, "big") + b"half")
+
+
+def _as_json(request: GenerationRequest) -> dict[str, Any]:
+    photo = None if request.id_image is None else request.id_image.shape
+    return asdict(replace(request, id_image=None)) | {"id_image": photo}
+
+
+def _from_json(fields: dict[str, Any]) -> GenerationRequest:
+    photo = None if fields["id_image"] is None else np.zeros(fields["id_image"], np.uint8)
+    return GenerationRequest(**fields | {"id_image": photo})
+
+
+# pictures
+
 
 def paint(request: GenerationRequest) -> GenerationResult:
-    """Flat pictures whose colour tells the seed, in the size the real engine would give."""
+    """Pictures of the size the real engine would give; flat, in a colour that tells the seed.
+
+    Only the last eight rows differ: they tell everything else about the request, the photo included,
+    so that two requests never have the same picture.
+    """
     seeds = tuple((request.seed + i) % 2**63 for i in range(request.num_outputs))
     height, width = (-(-side // 16) * 16 for side in (request.height, request.width))
-    images = tuple(flat_picture(height, width, colour_of(seed)) for seed in seeds)
-    return GenerationResult(images=images, seeds=seeds, timings={"denoise": 0.0})
+    images = []
+    for seed in seeds:
+        image = flat_picture(height, width, colour_of(seed))
+        image[-8:] = _fingerprint(replace(request, seed=seed), width)
+        images.append(image)
+    timings = {"face": 0.0, "text": 0.0, "denoise": 0.0, "decode": 0.0}
+    return GenerationResult(images=tuple(images), seeds=seeds, timings=timings)
+
+
+def _fingerprint(request: GenerationRequest, width: int) -> np.ndarray:
+    """Eight rows (8, width, 3) of blocks of 8x8 pixels, each block of one colour."""
+    photo = b"" if request.id_image is None else np.ascontiguousarray(request.id_image).tobytes()
+    told = json.dumps(_as_json(request), sort_keys=True).encode() + photo
+    blocks = -(-width // 8)
+    colours = np.frombuffer(hashlib.shake_128(told).digest(3 * blocks), np.uint8).reshape(1, blocks, 3)
+    return colours.repeat(8, axis=1)[:, :width].repeat(8, axis=0)
 
 
 def colour_of(seed: int) -> tuple[int, int, int]:

@@ -1,1 +1,1 @@
-"""Which checkpoint files exist, where they lie on this machine, and whether they are the right ones."""
+"""Which checkpoint files exist, and where they lie on this machine."""

@@ -52,6 +52,10 @@ class TextEncoder:
             (prompt, max_sequence_length), lambda: self._encode(prompt, max_sequence_length)
         )
 
+    def knows(self, prompt: str, max_sequence_length: int) -> bool:
+        """Whether `encode` would answer from memory."""
+        return (prompt, max_sequence_length) in self._cache
+
     @torch.inference_mode()
     def _encode(self, prompt: str, max_sequence_length: int) -> TextFeatures:
         t5_ids = self._ids(self._t5_tokenizer, prompt, max_sequence_length)

@@ -1,7 +1,8 @@
-"""The outermost layer of the app: an id for each request, one log line, and no exception past it.
+"""The outer layers of the app: an id, a log line and a count for each request; no exception past them.
 
 Pure ASGI, since a route must see its client leave. A path with a trailing slash means the path
-without it; nothing is ever redirected, because clients would follow with an empty answer.
+without it; nothing is ever redirected, because clients would follow with an empty answer. What is
+under /json is the same app again, seen by its routes as the `root_path` of the request.
 """
 
 from __future__ import annotations
@@ -15,11 +16,59 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import INTERNAL_FAULT, error_response
 from server.logs import get_logger, trace_of
+from server.metrics import Metrics
 
 log = get_logger("http")
 
+JSON_MOUNT = "/json"  # the base URL of clients that expect JSON from v1
+
 
 class RequestContext:
+    """The outermost layer."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        # A client's own id is never taken over.
+        state = scope.setdefault("state", {})
+        state["request_id"] = secrets.token_hex(16)
+        _take_path_apart(scope)
+        answer = Answer(send, scope)
+        started = time.monotonic()
+        try:
+            await self.app(scope, receive, answer)
+        finally:
+            self._record(scope, answer.status, time.monotonic() - started)
+
+    def _record(self, scope: Scope, status: int | None, seconds: float) -> None:
+        """The route's template and never the address: that of a picture is its key."""
+        route = getattr(scope.get("route"), "path", None)
+        template = None if route is None else scope["root_path"] + route
+        log.info(
+            "request",
+            request_id=scope["state"]["request_id"],
+            method=scope["method"],
+            route=template,
+            status=status,
+            duration_ms=round(seconds * 1000, 1),
+        )
+        self._metrics.answered(
+            method=scope["method"],
+            route=template or "",
+            code=status or 499,  # the client left before there was an answer
+            key=scope["state"].get("key", ""),
+            seconds=seconds,
+        )
+
+
+class FaultBarrier:
+    """The innermost layer: what no route foresaw becomes an answer, which CORS can still mark."""
+
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
@@ -27,39 +76,35 @@ class RequestContext:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        request_id = secrets.token_hex(16)  # a client's own id is never taken over
-        scope.setdefault("state", {})["request_id"] = request_id
-        if len(scope["path"]) > 1:
-            scope["path"] = scope["path"].removesuffix("/")
-        answer = _Answer(send, request_id)
-        started = time.monotonic()
+        answer = Answer(send, scope)
         try:
             await self.app(scope, receive, answer)
         except Exception as exc:
-            log.error("request fault", request_id=request_id, **trace_of(exc))
+            log.error("request fault", request_id=scope["state"]["request_id"], **trace_of(exc))
             if answer.status is None:
                 response = error_response(Request(scope), 500, INTERNAL_FAULT)
                 await response(scope, receive, answer)
-        log.info(
-            "request",
-            request_id=request_id,
-            method=scope["method"],
-            route=getattr(scope.get("route"), "path", None),
-            status=answer.status,
-            duration_ms=round((time.monotonic() - started) * 1000, 1),
-        )
 
 
-class _Answer:
-    """`send`, with the request id in the headers, remembering the status."""
+class Answer:
+    """`send`, with the headers of every answer, remembering the status."""
 
-    def __init__(self, send: Send, request_id: str) -> None:
+    def __init__(self, send: Send, scope: Scope) -> None:
         self._send = send
-        self._request_id = request_id
+        self._scope = scope
         self.status: int | None = None
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            MutableHeaders(scope=message)["x-request-id"] = self._request_id
+            headers = MutableHeaders(scope=message)
+            headers["x-request-id"] = self._scope["state"]["request_id"]
+            headers["x-content-type-options"] = "nosniff"
+            headers.update(self._scope["state"].get("rate_limit_headers", {}))
         await self._send(message)
+
+
+def _take_path_apart(scope: Scope) -> None:
+    if len(scope["path"]) > 1:
+        scope["path"] = scope["path"].removesuffix("/")
+    scope["root_path"] = JSON_MOUNT if scope["path"].startswith(f"{JSON_MOUNT}/") else ""

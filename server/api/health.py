@@ -1,4 +1,7 @@
-"""/health: is the process alive? /ready: would a job be taken now, and if not, why?"""
+"""/health: is the process alive? /ready: would a job be taken now, and if not, why? /metrics: figures.
+
+None of them touches an engine.
+"""
 
 from __future__ import annotations
 
@@ -6,30 +9,69 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 
-from server.api.deps import ServiceDep
+from server.api.deps import NEEDS_KEY, MetricsDep, ServiceDep
+from server.api.responses import described
 from server.api.v1_schemas import ErrorAnswer
 from server.errors import error_response
+from server.metrics import CONTENT_TYPE
 
 router = APIRouter(tags=["health"])
 
-_NOT_READY: dict[int | str, dict[str, Any]] = {
-    503: {"model": ErrorAnswer, "description": "Not ready; the text says why."}
+
+class Alive(BaseModel):
+    status: str = "ok"
+
+
+class Ready(BaseModel):
+    status: str = "ready"
+    profile: str
+    device: str
+    notice: str
+
+
+class NotReadyAnswer(ErrorAnswer):
+    reason: str
+
+
+_READINESS: dict[int | str, dict[str, Any]] = {
+    200: {"model": Ready},
+    503: {"model": NotReadyAnswer, "description": "Not ready; the text says why."},
 }
 
 
 @router.get("/health")
-async def health() -> dict[str, str]:
+async def health() -> Alive:
     """The process answers."""
-    return {"status": "ok"}
+    return Alive()
 
 
-@router.get("/ready", response_class=JSONResponse, responses=_NOT_READY)
+@router.get("/ready", response_class=JSONResponse, responses=_READINESS)
 async def ready(request: Request, service: ServiceDep) -> Response:
-    """The engine is loaded and its worker lives."""
+    """An engine is loaded, its worker lives, the disk has room, and the server is not going down."""
     reason, info = service.not_ready_reason, service.engine_info
     if reason is not None or info is None:
         return error_response(request, 503, f"Not ready: {reason}.", reason=reason)
     return JSONResponse(
         {"status": "ready", "profile": info.profile, "device": info.device, "notice": info.notice}
     )
+
+
+def metrics_router(*, public: bool) -> APIRouter:
+    """/metrics: names of keys are in it, so it needs one unless the operator opens it."""
+    routes = APIRouter(tags=["health"], dependencies=[] if public else [NEEDS_KEY])
+
+    @routes.get(
+        "/metrics",
+        response_class=Response,
+        responses={
+            200: {"content": {"text/plain": {"schema": {"type": "string"}}}},
+            **described(*([] if public else [401])),
+        },
+    )
+    async def metrics(metrics: MetricsDep) -> Response:
+        """Figures in the Prometheus text format."""
+        return Response(metrics.text(), media_type=CONTENT_TYPE)
+
+    return routes

@@ -1,7 +1,7 @@
 """Routes of v1, the synchronous contract: submit, wait, answer.
 
-The answer is the picture itself, with the figures in headers; `base64: true` asks for JSON.
-Contract: docs/spec/CONTRACT.md, section 2. Painting, fetching, parsing and encoding happen
+The answer is the picture itself, with the figures in headers, or JSON where the caller asked for
+it. Contract: docs/spec/CONTRACT.md, section 2. Painting, fetching, parsing and encoding happen
 elsewhere; a route only says in which order.
 """
 
@@ -10,27 +10,40 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from functools import partial
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated, Any, Literal
 
 import anyio.to_thread
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from server.api.body import client_left, read_json_body
-from server.api.deps import ServiceDep, SettingsDep
-from server.api.v1_schemas import Base64Answer, ErrorAnswer, FluxPulidRequest, parse_request
-from server.errors import ClientLeft
+from server.api.context import JSON_MOUNT
+from server.api.deps import NEEDS_BUDGET, NEEDS_KEY, KeyDep, LinksDep, ServiceDep, SettingsDep
+from server.api.links import Links
+from server.api.responses import REQUEST_BODY, described
+from server.api.submit import accept
+from server.api.v1_schemas import Base64Answer, wants_base64
+from server.errors import (
+    ClientLeft,
+    FieldProblem,
+    InvalidParameters,
+    OutputUnreadable,
+    error_response,
+    status_of,
+)
 from server.jobs.files import CONTENT_TYPES
-from server.jobs.job import Job
+from server.jobs.job import JobRecord, JobState
 from server.jobs.service import JobService
 from server.settings import Settings
 
-router = APIRouter(tags=["v1"])
+router = APIRouter(tags=["v1"], dependencies=[NEEDS_KEY])
 
-_REQUEST_SCHEMA = {
-    "required": True,
-    "content": {"application/json": {"schema": FluxPulidRequest.model_json_schema()}},
-}
+Form = Literal["bytes", "json"]
+
+_FORMS: dict[str | None, Form] = {"bytes": "bytes", "json": "json"}
+_FORMATS = {content_type: name for name, content_type in CONTENT_TYPES.items()}
+
 _HEADERS = {
     "x-request-id": "Own id of this call; on every answer.",
     "x-generation-time": "Seconds.",
@@ -39,10 +52,11 @@ _HEADERS = {
     "x-seed-value": "Seed of the first picture.",
     "x-output-metadata": 'JSON: {"height", "width", "samples"}, real pixels.',
     "x-flux-pulid-notice": "Only where the profile has something to say about its pictures.",
+    "link": 'With several pictures and the body as bytes: <url>; rel="item" for each of them.',
 }
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "The (first) picture, or JSON with all of them for base64: true.",
+        "description": "The (first) picture, or JSON with all of them.",
         "content": {
             **{kind: {"schema": {"type": "string", "format": "binary"}} for kind in CONTENT_TYPES.values()},
             "application/json": {"schema": Base64Answer.model_json_schema()},
@@ -51,18 +65,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
             name: {"description": text, "schema": {"type": "string"}} for name, text in _HEADERS.items()
         },
     },
-    **{
-        status: {"model": ErrorAnswer, "description": text}
-        for status, text in (
-            (400, "A parameter or the photo is not usable; the text says which and why."),
-            (406, "The body is not JSON."),
-            (413, "The body is too large."),
-            (429, "The queue is full; Retry-After says when to come back."),
-            (500, "A fault of the server."),
-            (503, "No engine can take work now, or the device is out of memory."),
-            (504, "The picture was not ready in time."),
-        )
-    },
+    **described(400, 401, 406, 409, 413, 429, 500, 503, 504),
 }
 
 
@@ -70,61 +73,83 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
     "/v1/flux-pulid",
     response_class=Response,
     responses=_RESPONSES,
-    openapi_extra={"requestBody": _REQUEST_SCHEMA},
+    dependencies=[NEEDS_BUDGET],
+    openapi_extra={"requestBody": REQUEST_BODY},
 )
-async def paint(request: Request, service: ServiceDep, settings: SettingsDep) -> Response:
+async def paint(
+    request: Request,
+    service: ServiceDep,
+    settings: SettingsDep,
+    key: KeyDep,
+    links: LinksDep,
+    response_format: Annotated[
+        str | None,
+        Query(
+            description="The form of the answer: the picture's bytes, or JSON.",
+            json_schema_extra={"enum": ["bytes", "json"]},
+        ),
+    ] = None,
+) -> Response:
     """Paint portraits of the person in a photo, and answer with them."""
-    job, as_json = await submit(request, service, settings)
-    await wait_with_client(request, service, job)
-    headers = result_headers(job, service, settings)
-    if as_json:
-        body = await anyio.to_thread.run_sync(base64_body, job)
-        return Response(body, media_type="application/json", headers=headers)
-    first = job.files[0]
-    return Response(first.data, media_type=first.content_type, headers=headers)
-
-
-async def submit(request: Request, service: JobService, settings: Settings) -> tuple[Job, bool]:
-    """Read, check and queue. The body, which holds the photo, is forgotten on return."""
+    form = form_of(request, response_format, default=settings.v1_response)
     body = await read_json_body(request, max_mb=settings.max_body_mb)
-    parse = partial(parse_request, body, max_prompt_chars=settings.max_prompt_chars)
-    wire = await anyio.to_thread.run_sync(parse)
-    job = service.submit(
-        request.state.request_id,
-        wire.to_generation(),
-        photo=wire.main_face_image,
-        output=wire.to_output(),
-        deadline_s=settings.v1_timeout_s,
-    )
-    return job, wire.base64
+    deadline_s = min(settings.v1_timeout_s, settings.job_deadline_s)
+    record = await accept(request, service, body, key=key, api="v1", deadline_s=deadline_s)
+    if await anyio.to_thread.run_sync(wants_base64, body):
+        form = "json"
+    del body  # it holds the photo, and the job has it on disk
+    request.state.request_id = record.id
+    record = await wait_with_client(request, service, record.id)
+    if record.state is not JobState.COMPLETED:
+        return error_response(request, status_of(record.error_code), record.error or "")
+    answer = json_answer if form == "json" else bytes_answer
+    response = await answer(service, record, links)
+    response.headers.update(figures(record, service, settings))
+    return response
 
 
-async def wait_with_client(request: Request, service: JobService, job: Job) -> None:
-    """Until the job is COMPLETED. A client that leaves takes its job with it.
+def form_of(request: Request, asked: str | None, *, default: Form) -> Form:
+    """The form of the answer, as far as it does not depend on the body: first match decides.
 
-    Raises what made the job FAILED, or ClientLeft.
+    Raises InvalidParameters for a query that asks for neither.
     """
-    result = asyncio.create_task(service.wait(job))
+    if asked in _FORMS:
+        return _FORMS[asked]
+    if asked is not None:
+        problem = FieldProblem("response_format", "response_format must be one of bytes, json.")
+        raise InvalidParameters([problem])
+    if request.scope["root_path"] == JSON_MOUNT:
+        return "json"
+    # Narrow on purpose: axios always accepts "application/json, text/plain, */*" and wants bytes.
+    accept = request.headers.get("accept", "").lower()
+    if "application/json" in accept and "*/*" not in accept and "image/" not in accept:
+        return "json"
+    return default
+
+
+async def wait_with_client(request: Request, service: JobService, job_id: str) -> JobRecord:
+    """The record of the job once it has ended. A client that leaves takes its job with it."""
+    result = asyncio.create_task(service.wait(job_id))
     left = asyncio.create_task(client_left(request))
     try:
         await asyncio.wait({result, left}, return_when=asyncio.FIRST_COMPLETED)
         if not result.done():
             raise ClientLeft("The client left before its picture was done.")
-        result.result()
+        return result.result()
     finally:
-        service.cancel(job)  # changes nothing for a job that has ended
+        service.cancel(job_id)  # changes nothing for a job that has ended
         result.cancel()
         left.cancel()
 
 
-def result_headers(job: Job, service: JobService, settings: Settings) -> dict[str, str]:
-    first = job.files[0]
-    size = {"height": first.height, "width": first.width, "samples": len(job.files)}
+def figures(record: JobRecord, service: JobService, settings: Settings) -> dict[str, str]:
+    first = record.files[0]
+    size = {"height": first.height, "width": first.width, "samples": len(record.files)}
     headers = {
-        "x-generation-time": f"{job.generation_s:.3f}",
+        "x-generation-time": f"{record.inference_s:.3f}",
         "x-remaining-credits": str(settings.credits),
         "x-cost": "0",
-        "x-seed-value": str(job.request.seed),
+        "x-seed-value": str(record.seed),
         "x-output-metadata": json.dumps(size, separators=(",", ":")),
     }
     if service.engine_info is not None and service.engine_info.notice:
@@ -132,15 +157,39 @@ def result_headers(job: Job, service: JobService, settings: Settings) -> dict[st
     return headers
 
 
-def base64_body(job: Job) -> bytes:
-    images = [base64.b64encode(file.data).decode("ascii") for file in job.files]
+async def bytes_answer(service: JobService, record: JobRecord, links: Links) -> Response:
+    """The first picture. A body with more than one would be no picture: the others are linked."""
+    first = record.files[0]
+    [data] = await read_outputs(service, replace(record, files=(first,)))
+    response = Response(data, media_type=first.content_type)
+    if len(record.files) > 1:
+        response.headers["link"] = ", ".join(f'<{url}>; rel="item"' for url in links.pictures(record))
+    return response
+
+
+async def json_answer(service: JobService, record: JobRecord, links: Links) -> Response:
+    pictures = await read_outputs(service, record)
+    body = await anyio.to_thread.run_sync(json_body, record, pictures, links.pictures(record))
+    return Response(body, media_type="application/json")
+
+
+async def read_outputs(service: JobService, record: JobRecord) -> Sequence[bytes]:
+    try:
+        return await service.read_outputs(record)
+    except OSError as exc:
+        raise OutputUnreadable from exc
+
+
+def json_body(record: JobRecord, pictures: Sequence[bytes], urls: list[str]) -> bytes:
+    images = [base64.b64encode(data).decode("ascii") for data in pictures]
     answer = Base64Answer(
         image=images[0] if len(images) == 1 else images,
         images=images,
-        image_format=job.output.format,
-        infer_time=round(job.generation_s, 3),
+        image_format=_FORMATS[record.files[0].content_type],
+        infer_time=round(record.inference_s, 3),
         outputs=len(images),
-        seed=job.request.seed,
-        request_id=job.id,
+        seed=record.seed or 0,
+        request_id=record.id,
+        output=urls,
     )
     return answer.model_dump_json().encode()

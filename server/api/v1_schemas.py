@@ -24,9 +24,10 @@ from pydantic import (
 )
 
 from pulid.engine import DEFAULT_NEGATIVE_PROMPT, GenerationRequest
-from server.errors import FieldProblem, InvalidParameters
+from server.errors import FieldProblem, InvalidParameters, UnparsableBody
 from server.fields import EXPLAINED, NotBoolean, Number, Whole, allowed, explained
 from server.jobs.files import ImageFormat, OutputOptions
+from server.jobs.live import ParsedBody
 
 MAX_SEED = 2**63 - 1
 _MAX_PARTS = 100_000  # brackets and commas beside the prompts; megabytes of them become gigabytes of lists
@@ -137,6 +138,7 @@ class Base64Answer(BaseModel):
     outputs: int
     seed: int = Field(description="Of the first picture.")
     request_id: str
+    output: list[str] = Field(description="Where each picture can be fetched, without a key.")
 
 
 class ErrorField(BaseModel):
@@ -155,31 +157,44 @@ class ErrorAnswer(BaseModel):
 def parse_request(body: bytes, *, max_prompt_chars: int) -> FluxPulidRequest:
     """The checked request of a JSON body. Costs CPU for a large one: call it off the event loop.
 
-    Raises InvalidParameters. No part of the body is ever quoted in its text.
+    Raises UnparsableBody for what is no JSON object, InvalidParameters for one with wrong fields.
+    No part of the body is ever quoted in their texts.
     """
+    return FluxPulidRequest.of(_json_object(body, max_prompt_chars), max_prompt_chars=max_prompt_chars)
+
+
+def parse_body(body: bytes, *, max_prompt_chars: int) -> ParsedBody:
+    """A checked body in the words of jobs. Draws the seed if none was given. Raises as parse_request."""
+    wire = parse_request(body, max_prompt_chars=max_prompt_chars)
+    return ParsedBody(request=wire.to_generation(), photo=wire.main_face_image, output=wire.to_output())
+
+
+def wants_base64(body: bytes) -> bool:
+    """Does a valid body say `base64: true`? Most bodies do not have the word and are not parsed again."""
+    may_have_the_word = b'"base64"' in body or b"\\u" in body
+    return may_have_the_word and FluxPulidRequest.model_validate(json.loads(body)).base64
+
+
+def _json_object(body: bytes, max_prompt_chars: int) -> Mapping[str, Any]:
     parts = body.count(b",") + body.count(b"[") + body.count(b"{")
     if parts > _MAX_PARTS + 2 * max_prompt_chars:
-        raise _bad_body("The body has too many parts; a request has about sixteen fields.")
+        raise UnparsableBody("The body has too many parts; a request has about sixteen fields.")
     try:
         data = json.loads(body, parse_constant=_refuse_constant)
     except json.JSONDecodeError as exc:
         place = f"line {exc.lineno}, column {exc.colno}"
-        raise _bad_body(f"The body is not valid JSON ({place}).") from None
+        raise UnparsableBody(f"The body is not valid JSON ({place}).") from None
     except RecursionError:
-        raise _bad_body("The body is nested too deeply.") from None
+        raise UnparsableBody("The body is nested too deeply.") from None
     except ValueError:  # not UTF-8, NaN, or a number of thousands of digits
-        raise _bad_body("The body is not valid JSON.") from None
+        raise UnparsableBody("The body is not valid JSON.") from None
     if not isinstance(data, dict):
-        raise _bad_body("The body must be a JSON object with the parameters.")
-    return FluxPulidRequest.of(data, max_prompt_chars=max_prompt_chars)
+        raise UnparsableBody("The body must be a JSON object with the parameters.")
+    return data
 
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
-
-
-def _bad_body(message: str) -> InvalidParameters:
-    return InvalidParameters([FieldProblem("body", message)])
 
 
 def _problem(error: Any) -> FieldProblem:

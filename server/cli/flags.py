@@ -41,7 +41,8 @@ def used(given: dict[str, Any]) -> dict[str, Any]:
 def _flag(model: type[BaseModel], name: str) -> inspect.Parameter:
     field = model.model_fields[name]
     default = field.get_default(call_default_factory=True)
-    shown = "" if default in (None, (), "") else f" Default: {default}."
+    value = str(default).lower() if isinstance(default, bool) else default
+    shown = "" if default in (None, (), "") else f" Default: {value}."
     description = (field.description or "").rstrip(".")
     text = f"{description}. Allowed: {allowed(model, name)}.{shown}"
     option = typer.Option("--" + name.replace("_", "-"), help=text, show_default=False, metavar="VALUE")

@@ -7,8 +7,10 @@ same way as on the server. Drives the engine itself: one request, one loop.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from pulid.engine import Engine, GenerationRequest, GenerationResult, RgbImage
 from pulid.errors import EngineFailed, ImageRejected
 from server.api.v1_schemas import FluxPulidRequest
-from server.app import engine_factory, fetch_limits
+from server.app import devices_of, engine_factory, fetch_limits
 from server.cli.failures import clean_exit
 from server.cli.flags import used, with_flags
 from server.errors import FieldProblem, InvalidParameters
@@ -32,6 +34,7 @@ from server.settings import Settings, load_settings
 _SUFFIXES = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
 _EXPLICIT = ("main_face_image", "prompt", "base64")  # by --face and --prompt; base64 is for the wire
 _JOB = "generate"
+_STEPS_A_LINE = 5  # where there is no terminal to draw a bar on
 
 
 @with_flags(FluxPulidRequest, skip=_EXPLICIT)
@@ -50,20 +53,29 @@ def generate(
     flags = {"profile": profile, "devices": devices, "weights_dir": weights_dir, "face_mode": face_mode}
     with clean_exit():
         settings = load_settings(flags=used(flags), config=config).settings
-        wire = checked_parameters({"main_face_image": face, "prompt": prompt, **used(given)}, out, settings)
+        # The photo is read apart; here it only has to be there.
+        values = {"main_face_image": face or "-", "prompt": prompt, **used(given)}
+        wire = checked_parameters(values, out, settings)
         request = replace(wire.to_generation(), id_image=read_photo(face, settings))
-        paint(engine_factory(settings), request, wire.to_output(), out)
+        create_engine = partial(engine_factory(settings), devices_of(settings)[0])
+        paint(create_engine, request, wire.to_output(), out)
 
 
 def checked_parameters(values: dict[str, Any], out: Path, settings: Settings) -> FluxPulidRequest:
     """Check everything that can be wrong before a model is loaded. Raises InvalidParameters."""
     if not out.parent.is_dir():
         raise _wrong_out(f"The folder {out.parent} of --out does not exist.")
-    if "output_format" not in values:
-        if out.suffix.lower() not in _SUFFIXES:
-            raise _wrong_out("Give --out a name that ends in .webp, .png or .jpg, or add --output-format.")
-        values["output_format"] = _SUFFIXES[out.suffix.lower()]
-    return FluxPulidRequest.of(values, max_prompt_chars=settings.max_prompt_chars)
+    if out.is_dir() or not os.access(out.parent, os.W_OK):
+        raise _wrong_out(f"--out {out} cannot be written: it is a folder, or lies in a protected one.")
+    by_suffix = _SUFFIXES.get(out.suffix.lower())
+    if by_suffix is None and "output_format" not in values:
+        raise _wrong_out("Give --out a name that ends in .webp, .png or .jpg, or add --output-format.")
+    wire = FluxPulidRequest.of(
+        {"output_format": by_suffix, **values}, max_prompt_chars=settings.max_prompt_chars
+    )
+    if by_suffix not in (None, wire.output_format):
+        raise _wrong_out(f"--out ends in {out.suffix}, and --output-format says {wire.output_format}.")
+    return wire
 
 
 def _wrong_out(message: str) -> InvalidParameters:
@@ -77,8 +89,10 @@ def read_photo(face: str, settings: Settings) -> RgbImage:
     else:
         try:
             data = Path(face).read_bytes()
-        except OSError as exc:
-            raise ImageRejected(f"The photo {face} cannot be read: {exc.strerror}.") from exc
+        except (OSError, ValueError) as exc:
+            shown = face if len(face) <= 80 else f"{face[:80]}..."
+            why = exc.strerror if isinstance(exc, OSError) else "this is no file name"
+            raise ImageRejected(f"The photo --face {shown} cannot be read: {why}.") from exc
     return decode_image(data, max_megapixels=settings.max_image_mp)
 
 
@@ -113,6 +127,8 @@ def run_to_end(engine: Engine, request: GenerationRequest) -> GenerationResult:
         while events := engine.step():
             last = events[-1]
             progress.update(bar, completed=last.step)
+            if not progress.console.is_terminal and (last.step % _STEPS_A_LINE == 0 or last.is_last):
+                typer.echo(f"Step {last.step} of {request.num_steps}", err=True)
             if last.error is not None:
                 raise last.error
             if last.result is not None:

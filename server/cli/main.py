@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from server.cli import keys
 from server.cli.generate import generate
 from server.cli.serve import serve
 
@@ -16,3 +17,4 @@ app = typer.Typer(
 )
 app.command()(serve)
 app.command()(generate)
+app.add_typer(keys.app, name="keys")

@@ -1,4 +1,8 @@
-"""`flux-pulid serve`: run the HTTP server until it is stopped, or until it has no engine."""
+"""`flux-pulid serve`: run the HTTP server until it is stopped, or until it has no engine.
+
+Exit codes: 0 stopped by SIGTERM, 130 by Ctrl-C, 2 wrong settings, 1 anything else; 143 when the
+time to end in was over.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +12,18 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-import uvicorn
 
 from pulid.engine import EngineInfo
 from pulid.errors import PulidError, SetupError
 from server.app import create_app
 from server.cli.failures import clean_exit
 from server.cli.flags import used, with_flags
-from server.logs import configure_logs
+from server.cli.http_server import BACKLOG, HttpServer
+from server.logs import configure_logs, get_logger
+from server.security.auth import ApiKeys, cautions
 from server.settings import Settings, describe, load_settings
 
-_DRAIN_S = 60  # running calls may finish within this time after SIGTERM
+log = get_logger("server")
 
 
 @with_flags(Settings)
@@ -29,7 +34,7 @@ def serve(
     ] = False,
     **given: str | None,
 ) -> None:
-    """Serve POST /v1/flux-pulid."""
+    """Serve the HTTP interface: v1, v2 and what belongs to them."""
     with clean_exit():
         loaded = load_settings(flags=used(given), config=config)
         if print_settings:
@@ -39,38 +44,39 @@ def serve(
 
 
 def run_server(settings: Settings) -> None:
-    """Blocks until the server ends. Raises what cost it its engine."""
-    listener = listen(settings.host, settings.port)
+    """Blocks until the server ends. Raises what cost it its engine, or KeyboardInterrupt."""
     configure_logs(level=settings.log_level, form=settings.log_format)
     losses: list[PulidError] = []
 
     def stop(error: PulidError) -> None:
         losses.append(error)
-        server.should_exit = True
+        server.fail()
 
-    url = url_of(listener)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            create_app(settings, on_ready=partial(announce, url), on_lost=stop),
-            log_config=None,
-            ws="none",
-            access_log=False,  # the app logs its requests itself, without queries
-            proxy_headers=False,
-            server_header=False,
-            timeout_graceful_shutdown=_DRAIN_S,
+    with listen(settings.host, settings.port) as listener:
+        url = url_of(listener)
+        app = create_app(settings, on_ready=partial(announce, url), on_lost=stop)
+        keys: ApiKeys | None = app.state.keys
+        server = HttpServer(
+            app,
+            service=app.state.service,
+            drain_s=settings.drain_s,
+            reload_keys=partial(reload_keys, keys),
         )
-    )
-    typer.echo(f"Listening on {url} - loading the engine ...")
-    server.run(sockets=[listener])
+        for caution in cautions(settings, keys):
+            log.warning(caution)
+        typer.echo(f"Listening on {url} - loading the engine ...")
+        server.run(sockets=[listener])
     if losses:
         raise losses[0]
+    if server.interrupted:
+        raise KeyboardInterrupt
 
 
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket. Raises SetupError before any model is loaded."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=2048)
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as exc:
         raise SetupError(
             f"Cannot listen on {host}, port {port}: {exc.strerror}. Choose another with --host or --port."
@@ -86,3 +92,11 @@ def announce(url: str, info: EngineInfo) -> None:
     typer.echo(f"Ready: POST {url}/v1/flux-pulid, profile {info.profile} on {info.device}.")
     if info.notice:
         typer.echo(f"Note: {info.notice}")
+
+
+def reload_keys(keys: ApiKeys | None) -> None:
+    """What SIGHUP does."""
+    if keys is None:
+        log.info("no API keys to reload")
+    else:
+        keys.reload()

@@ -1,7 +1,8 @@
-"""From what a caller sent as `main_face_image` to pixels: before the job's turn, beside the GPU.
+"""What a caller sent as `main_face_image` becomes the bytes of a picture file, beside the GPU.
 
-The text is an http(s) URL, a data URI or bare base64. Fetching and decoding are handed in by
-app.py, so this file knows neither sockets nor picture formats. Nothing here blocks the event loop.
+The text is an http(s) URL, a data URI or bare base64. The fetcher and the look at the header are
+handed in by app.py, so this file knows neither sockets nor picture formats. Decoding to pixels
+happens in the worker process, where a hostile file can hurt nobody else.
 """
 
 from __future__ import annotations
@@ -12,30 +13,25 @@ from collections.abc import Awaitable, Callable
 
 import anyio.to_thread
 
-from pulid.engine import RgbImage
 from pulid.errors import ImageRejected
 
 FetchPhoto = Callable[[str], Awaitable[bytes]]
-DecodePhoto = Callable[[bytes], RgbImage]
-
-_MAX_DECODES = 4  # at once; a 60-megapixel photo takes 180 MB while it is decoded
+CheckPhoto = Callable[[bytes], None]  # raises ImageRejected
 
 
 class FaceStage:
-    def __init__(self, *, fetch: FetchPhoto, decode: DecodePhoto) -> None:
+    def __init__(self, *, fetch: FetchPhoto, check: CheckPhoto) -> None:
         self._fetch = fetch
-        self._decode = decode
-        self._decodes = anyio.CapacityLimiter(_MAX_DECODES)
+        self._check = check
 
     async def read(self, photo: str) -> bytes:
-        """The bytes of the picture file. Raises ImageRejected."""
+        """The bytes of the picture file. Raises ImageRejected. Blocks nothing."""
         if is_url(photo):
-            return await self._fetch(photo.strip())
-        return await anyio.to_thread.run_sync(from_base64, photo)
-
-    async def decode(self, data: bytes) -> RgbImage:
-        """uint8 (height, width, 3). Raises ImageRejected."""
-        return await anyio.to_thread.run_sync(self._decode, data, limiter=self._decodes)
+            data = await self._fetch(photo.strip())
+        else:
+            data = await anyio.to_thread.run_sync(from_base64, photo)
+        await anyio.to_thread.run_sync(self._check, data)
+        return data
 
 
 def is_url(photo: str) -> bool:

@@ -1,23 +1,46 @@
-"""Pictures as files: PNG, JPEG or WebP bytes, with their type and size, and no metadata.
+"""Everything of a job that is a file: its body and photo while it is unfinished, its pictures after.
 
-Knows nothing of jobs and routes. Encoding costs up to a second of CPU for a large picture:
-call it off the event loop.
+A file is written under a temporary name, fsynced and renamed, so that a final name always has whole
+content, through any kill. A write that fails leaves nothing behind, and a full disk is StoreFull.
+Ids and names are checked before they become paths. Modes are 0600 and 0700: bodies hold photos.
+Knows no records, no routes, no wire. All of it blocks: call it off the event loop.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+import errno
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from pathlib import Path
 from typing import Literal
 
 from PIL import Image
 
 from pulid.engine import RgbImage
+from server.jobs.job import JobFile, StoreFull
 
 ImageFormat = Literal["png", "jpg", "webp"]
 
 CONTENT_TYPES: dict[ImageFormat, str] = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
+
+_ID = re.compile(r"[0-9a-f]{32}")
+_MEDIA_NAME = re.compile(rf"[0-9]{{1,2}}\.({'|'.join(CONTENT_TYPES)})")
+_BODY, _PHOTO, _TEMPORARY = ".json", ".photo", ".tmp"
+
+# No room on the disk, in a quota, under a file size limit, or in the table of open files.
+_NO_ROOM = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,  # what a kernel turns a failing disk into
+    errno.EMFILE,
+    errno.ENFILE,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +62,10 @@ class ImageFile:
 
 
 def encode_image(image: RgbImage, options: OutputOptions) -> ImageFile:
-    """One picture, uint8 (height, width, 3), as the bytes of a file."""
+    """One picture, uint8 (height, width, 3), as the bytes of a file without metadata.
+
+    Costs up to a second of CPU for a large picture.
+    """
     buffer = BytesIO()
     picture = Image.fromarray(image)
     if options.format == "png":
@@ -54,3 +80,183 @@ def encode_image(image: RgbImage, options: OutputOptions) -> ImageFile:
 
 def encode_images(images: Iterable[RgbImage], options: OutputOptions) -> tuple[ImageFile, ...]:
     return tuple(encode_image(image, options) for image in images)
+
+
+class JobBodies:
+    """The request body of each unfinished job as it was sent, and its photo once it is there."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @classmethod
+    def open(cls, folder: Path) -> JobBodies:
+        """The bodies in `folder`, for the one process that writes them: half-written files are removed."""
+        for leftover in folder.glob(f"*{_TEMPORARY}"):
+            leftover.unlink()
+        return cls(folder)
+
+    def write(self, job_id: str, body: bytes) -> None:
+        """Store a body; on return it survives a power cut. Raises StoreFull."""
+        _put(self._path(job_id, _BODY), body, durable=True)
+
+    def read(self, job_id: str) -> bytes:
+        """Raises FileNotFoundError where there is none."""
+        return self._path(job_id, _BODY).read_bytes()
+
+    def write_photo(self, job_id: str, data: bytes) -> Path:
+        """Store a photo, as long as the machine runs: it can be fetched again. Raises StoreFull."""
+        path = self.photo_path(job_id)
+        _put(path, data, durable=False)
+        return path
+
+    def photo_path(self, job_id: str) -> Path:
+        return self._path(job_id, _PHOTO)
+
+    def delete(self, job_id: str) -> None:
+        """Remove body and photo, as far as they are there."""
+        self._path(job_id, _BODY).unlink(missing_ok=True)
+        self.photo_path(job_id).unlink(missing_ok=True)
+
+    def job_ids(self) -> set[str]:
+        """Every job that has a body or a photo here."""
+        return {path.stem for path in self._folder.iterdir() if _ID.fullmatch(path.stem)}
+
+    def _path(self, job_id: str, suffix: str) -> Path:
+        return self._folder / (_checked(_ID, job_id) + suffix)
+
+
+class MediaFiles:
+    """The pictures of each job in a folder of their own, whose name is the job's media id."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @classmethod
+    def open(cls, folder: Path) -> MediaFiles:
+        """The media in `folder`, before any worker runs: half-written sets of pictures are removed."""
+        for leftover in folder.glob(f"*{_TEMPORARY}"):
+            shutil.rmtree(leftover)
+        return cls(folder)
+
+    def save(self, media_id: str, files: Sequence[ImageFile]) -> tuple[JobFile, ...]:
+        """Store all pictures of a job or none; on return they survive a power cut. Raises StoreFull."""
+        folder = self._folder_of(media_id)
+        named = {f"{index}.{file.format}": file for index, file in enumerate(files)}
+        with _no_room_is_store_full():
+            try:
+                _put_folder(folder, {name: file.data for name, file in named.items()})
+            except BaseException:
+                for unfinished in (_temporary(folder), folder):
+                    _discard(unfinished, named)
+                raise
+        return tuple(_job_file(name, file) for name, file in named.items())
+
+    def path(self, media_id: str, name: str) -> Path:
+        return self._folder_of(media_id) / _checked(_MEDIA_NAME, name)
+
+    def delete(self, media_id: str) -> None:
+        """Remove the pictures of a job, if they are there."""
+        _remove_whole(self._folder_of(media_id))
+
+    def media_ids(self) -> set[str]:
+        return {path.name for path in self._folder.iterdir() if _ID.fullmatch(path.name)}
+
+    def _folder_of(self, media_id: str) -> Path:
+        return self._folder / _checked(_ID, media_id)
+
+
+def free_bytes(folder: Path) -> int:
+    """What an ordinary user may still write to the disk that `folder` is on."""
+    return shutil.disk_usage(folder).free
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder survive a power cut, as fsync does for the content of a file."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _checked(form: re.Pattern[str], text: str) -> str:
+    if not form.fullmatch(text):
+        raise ValueError(f"not an id or name of this server's files: {text[:40]!r}")
+    return text
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(path.name + _TEMPORARY)
+
+
+def _put(path: Path, data: bytes, *, durable: bool) -> None:
+    temporary = _temporary(path)
+    with _no_room_is_store_full():
+        try:
+            _write(temporary, data, durable=durable)
+            temporary.replace(path)
+            if durable:
+                sync_folder(path.parent)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+            raise
+
+
+def _put_folder(folder: Path, contents: dict[str, bytes]) -> None:
+    temporary = _temporary(folder)
+    _remove_tree(temporary)  # of a worker that was killed in here
+    temporary.mkdir(mode=0o700)
+    for name, data in contents.items():
+        _write(temporary / name, data, durable=True)
+    sync_folder(temporary)
+    _remove_whole(folder)  # of a try that was killed before its end was recorded
+    temporary.rename(folder)
+    sync_folder(folder.parent)
+
+
+def _write(path: Path, data: bytes, *, durable: bool) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        if durable:
+            os.fsync(descriptor)
+
+
+def _discard(folder: Path, names: Iterable[str]) -> None:
+    """Undo `_put_folder` without opening anything: there may be no file handle left."""
+    with contextlib.suppress(OSError):  # the error that led here is the one to tell
+        for name in names:
+            (folder / name).unlink(missing_ok=True)
+        folder.rmdir()
+
+
+def _remove_whole(folder: Path) -> None:
+    """Take its name from a folder before its content: nobody ever sees half of it."""
+    gone = _temporary(folder.with_name(f"{folder.name}.gone"))
+    _remove_tree(gone)
+    with contextlib.suppress(FileNotFoundError):
+        folder.rename(gone)
+    _remove_tree(gone)
+
+
+def _remove_tree(folder: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(folder)
+
+
+def _job_file(name: str, file: ImageFile) -> JobFile:
+    return JobFile(
+        name=name, content_type=file.content_type, width=file.width, height=file.height, size=len(file.data)
+    )
+
+
+@contextlib.contextmanager
+def _no_room_is_store_full() -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno in _NO_ROOM:
+            raise StoreFull from exc
+        raise

@@ -1,19 +1,19 @@
-"""One job: what was asked, where it stands, how it ended. The states and their moves are a table.
+"""One job: what the record of it holds, where it stands, how it may end. States and moves are a table.
 
 The words are the wire's: a stock SDK polls for ten minutes on a word it does not know, so
-cancelled and expired jobs are FAILED with a reason. Knows no HTTP and no engine.
+cancelled and expired jobs are FAILED with a reason. A record holds nothing personal: the prompt and
+the photo are in the body on disk, and go when the job ends. Knows no HTTP, no engine, no database.
 """
 
 from __future__ import annotations
 
-import asyncio
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
 
-from pulid.engine import GenerationRequest
-from pulid.errors import PulidError
-from server.jobs.files import ImageFile, OutputOptions
+from pulid.errors import BadRequest, PulidError
+
+Api = Literal["v1", "v2"]
 
 
 class JobState(StrEnum):
@@ -22,14 +22,73 @@ class JobState(StrEnum):
     COMPLETED = "COMPLETED"
     FAILED = "FAILED"
 
+    @property
+    def has_ended(self) -> bool:
+        return not MOVES[self]
+
+    def may_become(self, later: JobState) -> bool:
+        """Whether moves lead from here to `later`, perhaps over states that nobody wrote down."""
+        return later is self or later in MOVES[self] or any(s.may_become(later) for s in _forward(self))
+
 
 MOVES: dict[JobState, frozenset[JobState]] = {
     JobState.QUEUED: frozenset({JobState.PROCESSING, JobState.FAILED}),
-    # Back to QUEUED: the worker was restarted under the job.
+    # Back to QUEUED: the worker, or the whole server, died under the job.
     JobState.PROCESSING: frozenset({JobState.COMPLETED, JobState.FAILED, JobState.QUEUED}),
     JobState.COMPLETED: frozenset(),
     JobState.FAILED: frozenset(),
 }
+
+
+def _forward(state: JobState) -> frozenset[JobState]:
+    return MOVES[state] - {JobState.QUEUED}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobFile:
+    """One picture of a job, as its record knows it."""
+
+    name: str  # "0.webp"
+    content_type: str
+    width: int  # pixels, of the picture itself
+    height: int
+    size: int  # bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobRecord:
+    """One row of the store. Times are Unix seconds."""
+
+    id: str  # 32 hex; also the request id
+    key: str  # name of the API key that submitted it; "" where there are no keys
+    api: Api
+    state: JobState = JobState.QUEUED
+    submitted_at: float
+    deadline_at: float
+    started_at: float | None = None  # its engine took it
+    finished_at: float | None = None
+    width: int = 0  # as asked; 0 for a body that was not valid
+    height: int = 0
+    max_sequence_length: int = 0
+    num_steps: int = 0
+    num_outputs: int = 0
+    seed: int | None = None  # of the first picture
+    tries: int = 0  # how often its first step has begun
+    deaths: int = 0  # of workers while they had it
+    media_id: str  # 32 hex of its own: who knows it may fetch the pictures
+    files: tuple[JobFile, ...] = ()
+    error: str | None = None  # why it FAILED, for the caller
+    error_code: str | None = None
+
+    @property
+    def inference_s(self) -> float:
+        """Seconds from the engine's start to the end; 0 for a job that never started."""
+        return 0.0 if self.started_at is None else max(0.0, (self.finished_at or 0.0) - self.started_at)
+
+    @property
+    def queue_s(self) -> float:
+        """Seconds from submit to the engine's start, or to the end of a job that never started."""
+        return max(0.0, (self.started_at or self.finished_at or self.submitted_at) - self.submitted_at)
 
 
 class NotReady(PulidError):
@@ -49,37 +108,28 @@ class JobCancelled(PulidError):
         super().__init__("The job was cancelled.")
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
-class Job:
-    id: str
-    request: GenerationRequest  # without the photo, which lives only until the engine has read it
-    output: OutputOptions
-    state: JobState = JobState.QUEUED
-    step: int = 0  # denoising steps done
-    error: PulidError | None = None  # why it is FAILED
-    files: tuple[ImageFile, ...] = ()
-    submitted_at: float = field(default_factory=time.monotonic)  # seconds, as the two below
-    started_at: float | None = None
-    finished_at: float | None = None
-    started: asyncio.Event = field(default_factory=asyncio.Event)  # the engine has it, or it has ended
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
+class JobInterrupted(PulidError):
+    code = "interrupted"
 
-    def move(self, state: JobState) -> None:
-        """Change the state. Raises ValueError for a move the table does not have."""
-        if state not in MOVES[self.state]:
-            raise ValueError(f"a job cannot move from {self.state} to {state}")
-        self.state = state
-        if state is JobState.PROCESSING:
-            self.started_at = time.monotonic()
-            self.started.set()
-        elif not MOVES[state]:
-            self.finished_at = time.monotonic()
-            self.started.set()
-            self.ended.set()
 
-    @property
-    def generation_s(self) -> float:
-        """Seconds from the engine's start to the finished files; 0 for a job that never started."""
-        if self.started_at is None or self.finished_at is None:
-            return 0.0
-        return self.finished_at - self.started_at
+class JobNotFound(BadRequest):
+    code = "not_found"
+
+    def __init__(self) -> None:
+        super().__init__("There is no such request. It may have expired, or belong to another API key.")
+
+
+class IdempotencyConflict(BadRequest):
+    code = "idempotency_conflict"
+
+    def __init__(self) -> None:
+        super().__init__("This Idempotency-Key was used with another body. Send a new key with a new body.")
+
+
+class StoreFull(PulidError):
+    """The disk (or the table of open files) is full; nothing was accepted."""
+
+    code = "storage_full"
+
+    def __init__(self) -> None:
+        super().__init__("The server cannot store the request now: its disk is full. Try again later.")

@@ -1,206 +1,247 @@
-"""JobService: submit, wait, cancel; the use cases, one method each. Jobs live in memory.
+"""JobService: submit, wait, view, remove; the use cases, one method each.
 
-It lives on the event loop: its own state is touched by no other thread. What blocks is elsewhere:
-the engine in its worker's thread, fetching and decoding in the face stage, encoding in a helper
-thread. A job ends exactly once, in `_end`; whoever comes later is ignored.
+What the HTTP routes may ask of the jobs. A request is on disk before its caller hears of it;
+from then on `JobRunner` answers for it. v1 is v2 with a wait. Lives on the event loop, blocks nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import anyio.to_thread
 
-from pulid.engine import Engine, EngineInfo, GenerationRequest, GenerationResult, RgbImage, StepEvent
-from pulid.errors import Busy, EngineFailed, PulidError
+from pulid.engine import Engine, EngineInfo, RgbImage
+from pulid.errors import PulidError
 from server.jobs.face_stage import FaceStage
-from server.jobs.files import ImageFile, OutputOptions, encode_images
-from server.jobs.job import Job, JobCancelled, JobState, JobTimedOut, NotReady
-from server.jobs.worker import EngineLost, EngineReady, JobStarted, Report, Worker
-from server.logs import get_logger, trace_of
+from server.jobs.job import Api, JobCancelled, JobFile, JobNotFound, JobRecord, JobState, NotReady
+from server.jobs.live import JobView, ParsedBody
+from server.jobs.runner import JobLimits, JobRunner, ParseBody, ended_record
+from server.jobs.storage import JobStorage
+from server.metrics import JobMetrics
 
-log = get_logger("jobs")
-
-_DECODED_AHEAD = 2  # photos that wait as pixels; the others wait as files, twenty times smaller
-_STOP_TIMEOUT_S = 30.0  # for the step that is running when the server ends
+UNPARSABLE = "unparsable_body"  # the code of a body that is no JSON object at all
 
 
 class JobService:
     def __init__(
         self,
         *,
-        create_engine: Callable[[], Engine],
+        storage: JobStorage,
+        devices: tuple[str, ...],
+        create_engine: Callable[[str], Engine],
+        decode_photo: Callable[[bytes], RgbImage],
+        parse: ParseBody,
         face_stage: FaceStage,
-        max_queued: int,
+        limits: JobLimits,
+        metrics: JobMetrics,
         on_ready: Callable[[EngineInfo], None] = lambda info: None,
         on_lost: Callable[[PulidError], None] = lambda error: None,
     ) -> None:
-        self._worker = Worker(create_engine, self._report_from_worker)
-        self._face_stage = face_stage
-        self._max_queued = max_queued
-        self._on_ready = on_ready
-        self._on_lost = on_lost
-        self._jobs: dict[str, Job] = {}  # those that have not ended
-        self._tasks: dict[str, set[asyncio.Task[None]]] = {}
-        self._timers: dict[str, asyncio.TimerHandle] = {}
-        self._decoded_ahead = asyncio.Semaphore(_DECODED_AHEAD)
-        self._info: EngineInfo | None = None
-        self._fault: PulidError | None = None
-        self._closing = False
+        self._storage = storage
+        self._parse = parse
+        self._limits = limits
+        self._metrics = metrics
+        self._runner = JobRunner(
+            storage=storage,
+            devices=devices,
+            create_engine=create_engine,
+            decode_photo=decode_photo,
+            parse=parse,
+            face_stage=face_stage,
+            limits=limits,
+            metrics=metrics,
+            on_ready=on_ready,
+            on_lost=on_lost,
+        )
+        self._draining = False
+
+    # life
 
     async def start(self) -> None:
-        """Begin to load the engine; returns at once."""
-        self._loop = asyncio.get_running_loop()
-        self._worker.start()
+        """Open what is on disk, take up what a dead server left, and begin to load the engines.
+
+        Raises SetupError when the data folder is in use or its database cannot be used.
+        """
+        await self._storage.open()
+        await self._runner.start()
+
+    def begin_drain(self) -> None:
+        """Take nothing new and start nothing more; `drained` returns when what runs is done."""
+        if not self._draining:
+            self._draining = True
+            self._runner.drain()
+
+    async def drained(self) -> None:
+        await self._runner.drained()
 
     async def close(self) -> None:
-        """Fail what has not ended, and free the device."""
-        self._closing = True
-        for job in self.unfinished:
-            self._end(job, error=NotReady("The server was stopped before this picture was done."))
-        await anyio.to_thread.run_sync(self._worker.stop, _STOP_TIMEOUT_S)
+        """End now. v2 jobs that have not ended stay on disk and go on with the next start."""
+        self.begin_drain()
+        await self._runner.close()
+        await self._storage.close()
+
+    # how the server stands
 
     @property
     def engine_info(self) -> EngineInfo | None:
-        return self._info
+        return self._runner.info
 
     @property
-    def unfinished(self) -> tuple[Job, ...]:
-        """The jobs that wait or run."""
-        return tuple(self._jobs.values())
+    def draining(self) -> bool:
+        return self._draining
 
     @property
     def not_ready_reason(self) -> str | None:
-        """Why no job would be taken now; None when one would."""
-        if self._closing:
-            return "stopping"
-        if self._fault is not None:
-            return str(self._fault)
-        if self._info is None:
-            return "loading"
-        return None if self._worker.is_alive else "the engine's thread has ended"
+        """Why no job would start now; None when one would."""
+        if (reason := self._refusal()) is not None:
+            return reason
+        return None if self._runner.has_worker else "the engine is being started again"
 
-    def submit(
-        self,
-        job_id: str,
-        request: GenerationRequest,
-        *,
-        photo: str,
-        output: OutputOptions,
-        deadline_s: float,
-    ) -> Job:
-        """Accept a job: it will end within `deadline_s` seconds. Raises NotReady or Busy."""
-        if (reason := self.not_ready_reason) is not None:
-            raise NotReady(f"The server cannot take work now: {reason}.")
-        if sum(job.state is JobState.QUEUED for job in self.unfinished) >= self._max_queued:
-            raise Busy(f"All {self._max_queued} places in the queue are taken. Try again in a few seconds.")
-        job = Job(id=job_id, request=request, output=output)
-        self._jobs[job.id] = job
-        self._timers[job.id] = self._loop.call_later(deadline_s, self._expire, job, deadline_s)
-        self._spawn(job, self._prepare(job, photo))
-        return job
+    def unfinished_of(self, key: str) -> int:
+        """Jobs of an API key that wait or run."""
+        return self._runner.unfinished_of(key)
 
-    async def wait(self, job: Job) -> Job:
-        """The job once it is COMPLETED. Raises what made it FAILED."""
-        await job.ended.wait()
-        if job.error is not None:
-            raise job.error
-        return job
+    def _refusal(self) -> str | None:
+        """Why no job would be accepted now. A worker that is restarted is no reason: jobs can wait."""
+        if self._draining:
+            return "it is going down"
+        if self._runner.fault is not None:
+            return str(self._runner.fault).rstrip(".")
+        if self._runner.info is None:
+            return "the engine is still loading"
+        return "its disk is full" if self._storage.is_low else None
 
-    def cancel(self, job: Job) -> None:
-        """End a job that nobody waits for any more. The engine drops it before its next step."""
-        self._end(job, error=JobCancelled())
+    # use cases
 
-    def _expire(self, job: Job, deadline_s: float) -> None:
-        self._end(job, error=JobTimedOut(f"The picture was not ready within {deadline_s:g} seconds."))
+    async def submit(
+        self, body: bytes, *, key: str, api: Api, deadline_s: float, idempotency_key: str | None = None
+    ) -> JobRecord:
+        """Accept a request; when this returns, it is on disk.
 
-    async def _prepare(self, job: Job, photo: str) -> None:
-        """Photo to pixels, then into the worker's hands.
-
-        The photo is read and decoded at once, so that a bad one is refused although the engine is
-        busy. If enough pixels wait already, these are dropped and made again when it is their turn.
+        Raises NotReady, Busy, StoreFull or IdempotencyConflict; BadRequest for a body that is not
+        valid. A v2 body that is a JSON object is always accepted, and FAILED at once if not valid.
         """
-        data = await self._face_stage.read(photo)
-        del photo
-        image: RgbImage | None = await self._face_stage.decode(data)
-        if self._decoded_ahead.locked():
-            image = None
-        async with self._decoded_ahead:
-            if image is None:
-                image = await self._face_stage.decode(data)
-            self._worker.admit(job.id, replace(job.request, id_image=image))
-            del image, data
-            await job.started.wait()
-
-    async def _encode(self, job: Job, result: GenerationResult) -> None:
-        self._end(job, files=await anyio.to_thread.run_sync(encode_images, result.images, job.output))
-
-    def _end(self, job: Job, *, files: tuple[ImageFile, ...] = (), error: PulidError | None = None) -> None:
-        if self._jobs.pop(job.id, None) is None:
-            return
-        job.files, job.error = files, error
-        job.move(JobState.FAILED if error else JobState.COMPLETED)
-        self._timers.pop(job.id).cancel()
-        self._worker.cancel(job.id)
-        for task in self._tasks.pop(job.id):
-            if task is not asyncio.current_task():
-                task.cancel()
-        log.info(
-            "job ended",
-            job_id=job.id,
-            state=job.state,
-            reason=error.code if error else None,
-            total_s=round((job.finished_at or 0.0) - job.submitted_at, 3),
-            generation_s=round(job.generation_s, 3),
+        if (reason := self._refusal()) is not None:
+            raise NotReady(f"The server cannot take work now: {reason}.")
+        now = time.time()
+        record = JobRecord(
+            id=secrets.token_hex(16),
+            key=key,
+            api=api,
+            submitted_at=now,
+            deadline_at=now + deadline_s,
+            media_id=secrets.token_hex(16),
         )
-
-    def _spawn(self, job: Job, work: Coroutine[None, None, None]) -> None:
-        """Run a part of a job; what it raises ends the job."""
-        task = self._loop.create_task(self._guard(job, work))
-        self._tasks.setdefault(job.id, set()).add(task)
-
-    async def _guard(self, job: Job, work: Coroutine[None, None, None]) -> None:
         try:
-            await work
+            parsed = await anyio.to_thread.run_sync(self._parse, body)
         except PulidError as exc:
-            self._end(job, error=exc)
-        except Exception as exc:
-            log.error("job fault", job_id=job.id, **trace_of(exc))
-            self._end(job, error=EngineFailed("The picture could not be made: an internal fault."))
+            if api == "v1" or self._limits.v2_strict or exc.code == UNPARSABLE:
+                raise
+            failed = ended_record(record, error=exc)
+            self._metrics.submitted(api)
+            self._metrics.ended(failed.state, failed.error_code)
+            return await self._storage.insert(failed, body, idempotency_key=idempotency_key, keep_body=False)
+        return await self._accept(described(record, parsed), parsed, body, idempotency_key)
 
-    def _report_from_worker(self, report: Report) -> None:
-        """Called in the worker's thread: bring the report to the event loop."""
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._on_report, report)
+    async def _accept(
+        self, record: JobRecord, parsed: ParsedBody, body: bytes, idempotency_key: str | None
+    ) -> JobRecord:
+        job = self._runner.adopt(record, parsed)  # a place first, so that a full queue costs no write
+        try:
+            stored = await self._storage.insert(record, body, idempotency_key=idempotency_key, keep_body=True)
+        except BaseException:
+            self._runner.drop(job)
+            raise
+        if stored.id != record.id:  # the answer to an earlier submit with this Idempotency-Key
+            self._runner.drop(job)
+            earlier = self._runner.live.get(stored.id)
+            return earlier.record if earlier else stored
+        self._metrics.submitted(record.api)
+        self._runner.begin(job, parsed.photo)
+        return record
 
-    def _on_report(self, report: Report) -> None:
-        match report:
-            case EngineReady(info):
-                self._info = info
-                self._on_ready(info)
-            case EngineLost(error):
-                self._lose_engine(error)
-            case JobStarted(job_id):
-                if job_id in self._jobs:
-                    self._jobs[job_id].move(JobState.PROCESSING)
-            case StepEvent():
-                self._on_step(report)
+    async def wait(self, job_id: str) -> JobRecord:
+        """The record of a job once it has ended, whichever way. Raises JobNotFound."""
+        if job := self._runner.live.get(job_id):
+            await job.ended.wait()
+            return job.record
+        return await self._stored(job_id)
 
-    def _on_step(self, event: StepEvent) -> None:
-        job = self._jobs.get(event.job_id)
-        if job is None:  # it was cancelled while the step ran
-            return
-        job.step = event.step
-        if event.error is not None:
-            self._end(job, error=event.error)
-        elif event.result is not None:
-            self._spawn(job, self._encode(job, event.result))
+    async def view(self, job_id: str, *, key: str) -> JobView:
+        """How a job stands. Raises JobNotFound, for another key's jobs too."""
+        job = self._runner.live.get(job_id)
+        view = self._runner.view_of(job) if job else ended_view(await self._stored(job_id))
+        if view.record.key != key:
+            raise JobNotFound
+        return view
 
-    def _lose_engine(self, error: PulidError) -> None:
-        self._fault = error
-        log.error("engine lost", code=error.code)
-        for job in self.unfinished:
-            self._end(job, error=EngineFailed("The engine has stopped; this picture could not be made."))
-        self._on_lost(error)
+    async def events(self, job_id: str, *, key: str) -> AsyncIterator[JobView]:
+        """Views of a job: now, at every change, and last when it has ended."""
+        last = None
+        while True:
+            job = self._runner.live.get(job_id)
+            changed = job.changed if job else None
+            view = await self.view(job_id, key=key)
+            if view != last:
+                yield view
+                last = view
+            if changed is None or view.record.state.has_ended:
+                return
+            with suppress(TimeoutError):  # the place in the queue moves without a word
+                await asyncio.wait_for(changed.wait(), 1.0)
+
+    async def remove(self, job_id: str, *, key: str) -> JobView:
+        """Cancel a job that has not ended; delete one that has, with its pictures."""
+        view = await self.view(job_id, key=key)
+        if job := self._runner.live.get(job_id):
+            self._runner.end(job, error=JobCancelled())
+            await job.ended.wait()
+            return self._runner.view_of(job)
+        await self._storage.delete(view.record)
+        return view
+
+    def cancel(self, job_id: str) -> None:
+        """End a job that nobody waits for any more; its engine drops it before the next step."""
+        if job := self._runner.live.get(job_id):
+            self._runner.end(job, error=JobCancelled())
+
+    async def media(self, media_id: str, name: str) -> tuple[Path, JobFile]:
+        """Where a picture lies, for whoever knows its link. Raises JobNotFound."""
+        found = await self._storage.media_file(media_id, name)
+        if found is None:
+            raise JobNotFound
+        return found
+
+    async def read_outputs(self, record: JobRecord) -> list[bytes]:
+        """The picture files of a COMPLETED job."""
+        return await self._storage.read_pictures(record)
+
+    async def _stored(self, job_id: str) -> JobRecord:
+        record = await self._storage.get(job_id)
+        if record is None:
+            raise JobNotFound
+        return record
+
+
+def ended_view(record: JobRecord) -> JobView:
+    return JobView(record=record, step=record.num_steps if record.state is JobState.COMPLETED else 0)
+
+
+def described(record: JobRecord, parsed: ParsedBody) -> JobRecord:
+    """The record with what the scheduler and the answers need of a valid body."""
+    request = parsed.request
+    return replace(
+        record,
+        width=request.width,
+        height=request.height,
+        max_sequence_length=request.max_sequence_length,
+        num_steps=request.num_steps,
+        num_outputs=request.num_outputs,
+        seed=request.seed,
+    )

@@ -1,171 +1,366 @@
-"""The loop: admit, step, report. One thread that owns one engine, from its creation to its end.
+"""The worker process: one engine on one device, which does what the server says and says what it does.
 
-Others speak to it through `admit`, `cancel` and `stop`, which only leave a note, and hear from it
-through the `report` callback, which is called in the worker's thread. Cancels act between two
-steps. An error of a job, expected or not, ends that job only. Knows no HTTP, no waiting callers.
+Four threads, so that none waits for the work of another:
+
+    reader    takes messages from the pipe; when the pipe ends, so has the server, and we do
+    prepare   reads photo and prompt of the next job, beside the steps of the current one
+    main      admits, steps, reports; cancels act between two steps
+    save      encodes the pictures of the last job and writes them, beside the next one's steps
+
+An error of a job, expected or not, ends that job only. A fault of the device ends the process: the
+pool starts a new one. Knows no HTTP, no queue and no records of jobs.
 """
 
 from __future__ import annotations
 
+import os
 import queue
+import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
-from pulid.engine import Engine, EngineInfo, GenerationRequest, StepEvent
-from pulid.errors import EngineFailed, PulidError
-from server.logs import get_logger, trace_of
+from pulid.engine import Engine, GenerationResult, PreparedRequest, RgbImage, StepEvent
+from pulid.errors import DeviceLost, EngineFailed, OutOfMemory, PulidError, SetupError
+from server.jobs.files import MediaFiles, encode_images
+from server.jobs.messages import (
+    Admit,
+    Cancel,
+    DeviceFault,
+    EngineFailedToLoad,
+    EngineReady,
+    Finished,
+    JobFailed,
+    Prepare,
+    Prepared,
+    Preparing,
+    Stepped,
+    Stepping,
+    Stop,
+    ToWorker,
+    WorkerEvent,
+)
+from server.logs import configure_logs, get_logger, trace_of
+
+if TYPE_CHECKING:
+    from server.settings import LogFormat, LogLevel
 
 log = get_logger("worker")
 
+EXIT_STOPPED = 0
+EXIT_FAULT = 70  # EX_SOFTWARE: the device or the loop itself is broken
+EXIT_NO_ENGINE = 78  # EX_CONFIG: it would not load the next time either
+EXIT_ORPHANED = 75  # EX_TEMPFAIL: the server is gone
 
-@dataclass(frozen=True, slots=True)
-class EngineReady:
-    info: EngineInfo
-
-
-@dataclass(frozen=True, slots=True)
-class EngineLost:
-    """The engine could not be created, or its thread ended unasked. Nothing follows."""
-
-    error: PulidError
+MAX_UNSAVED = 4  # jobs whose pictures wait in memory for the disk; beyond it none is admitted
+MAX_OUT_OF_MEMORY = 2  # in a row; then what remains in the device's memory is our own fault
 
 
-@dataclass(frozen=True, slots=True)
-class JobStarted:
-    job_id: str
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerSetup:
+    """What a worker process is given at its start; travels by pickle."""
+
+    device: str
+    create_engine: Callable[[str], Engine]
+    decode_photo: Callable[[bytes], RgbImage]  # raises ImageRejected
+    media_folder: Path
+    log_level: LogLevel = "info"
+    log_format: LogFormat | None = None
 
 
-Report = EngineReady | EngineLost | JobStarted | StepEvent
+def run_worker(connection: Connection, setup: WorkerSetup) -> NoReturn:
+    """The main function of the process. Ends it with one of the exit codes above."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the server decides
+    configure_logs(level=setup.log_level, form=setup.log_format)
+    exit_code = EXIT_FAULT
+    try:
+        exit_code = Worker(connection, setup).run()
+    except BaseException as exc:  # nothing is above this frame
+        log.error("worker fault", device=setup.device, **trace_of(exc))
+    finally:
+        # The other threads may be inside the engine, where the end of the interpreter can crash them.
+        os._exit(exit_code)
 
 
-@dataclass(frozen=True, slots=True)
-class _Admit:
-    job_id: str
-    request: GenerationRequest
+@dataclass(slots=True, eq=False)
+class _Job:
+    """One attempt at a job: the same id may come again after a cancel."""
 
+    order: Prepare
+    prepared: PreparedRequest | None = None
+    has_begun: bool = False  # its first step
+    is_cancelled: bool = False
 
-@dataclass(frozen=True, slots=True)
-class _Cancel:
-    job_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Stop:
-    pass
+    @property
+    def id(self) -> str:
+        return self.order.job_id
 
 
 class Worker:
-    def __init__(self, create_engine: Callable[[], Engine], report: Callable[[Report], None]) -> None:
-        self._create_engine = create_engine
-        self._report = report
-        self._notes: queue.SimpleQueue[_Admit | _Cancel | _Stop] = queue.SimpleQueue()
-        self._waiting: deque[_Admit] = deque()
-        self._in_flight: set[str] = set()
-        self._stopping = False
-        # A daemon, so that a second Ctrl-C can end the process in the middle of a long step.
-        self._thread = threading.Thread(target=self._run, name="engine-worker", daemon=True)
+    def __init__(self, connection: Connection, setup: WorkerSetup) -> None:
+        self._connection = connection
+        self._setup = setup
+        self._media = MediaFiles(setup.media_folder)
+        self._log = log.bind(device=setup.device)
+        self._sending = threading.Lock()
+        self._is_loaded = False
+        # What other threads leave for the main one to do between two steps.
+        self._notes: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._to_prepare: queue.SimpleQueue[_Job] = queue.SimpleQueue()
+        self._to_save: queue.SimpleQueue[tuple[_Job, GenerationResult]] = queue.SimpleQueue()
+        self._jobs: dict[str, _Job] = {}  # those that have not ended, of any thread
+        self._jobs_lock = threading.Lock()
+        # Of the main thread alone:
+        self._admitted: deque[_Job] = deque()  # by the server; not yet in the engine
+        self._in_flight: dict[str, _Job] = {}
+        self._unsaved = 0
+        self._out_of_memory_in_a_row = 0
+        self._exit_code: int | None = None
 
-    def start(self) -> None:
-        self._thread.start()
+    def run(self) -> int:
+        """Load the engine and work until there is a reason to end. Returns the exit code."""
+        self._start_thread(self._read_messages)
+        try:
+            engine = self._setup.create_engine(self._setup.device)
+        except SetupError as exc:
+            self._send(EngineFailedToLoad(exc))
+            return EXIT_NO_ENGINE
+        except Exception as exc:
+            self._log.error("engine creation failed", **trace_of(exc))
+            self._send(DeviceFault(f"The engine could not be created: {exc!r}."))
+            return EXIT_FAULT
+        return self._work(engine)
 
-    def admit(self, job_id: str, request: GenerationRequest) -> None:
-        self._notes.put(_Admit(job_id, request))
+    def _work(self, engine: Engine) -> int:
+        self._engine = engine
+        self._is_loaded = True
+        self._send(EngineReady(engine.info))
+        self._start_thread(self._prepare_jobs)
+        self._start_thread(self._save_jobs)
+        while self._exit_code is None:
+            self._do_notes()
+            self._admit_next()
+            self._step()
+        while self._unsaved:
+            self._notes.get()()
+        if self._exit_code == EXIT_STOPPED:
+            engine.close()
+        return self._exit_code
 
-    def cancel(self, job_id: str) -> None:
-        self._notes.put(_Cancel(job_id))
+    # main thread: notes, admission, steps
 
-    def stop(self, timeout_s: float) -> None:
-        """End after the current step and free the device. Blocks up to `timeout_s`."""
-        self._notes.put(_Stop())
-        self._thread.join(timeout_s)
+    def _do_notes(self) -> None:
+        """Do what the other threads left; with nothing to step or admit, sleep until they leave more."""
+        while self._exit_code is None and not (self._has_work and self._notes.empty()):
+            self._notes.get()()
 
     @property
-    def is_alive(self) -> bool:
-        return self._thread.is_alive()
+    def _has_work(self) -> bool:
+        return bool(self._in_flight) or self._next_to_admit() is not None
 
-    def _run(self) -> None:
-        engine = self._load()
-        if engine is None:
+    def _next_to_admit(self) -> _Job | None:
+        if self._unsaved >= MAX_UNSAVED:
+            return None
+        return next((job for job in self._admitted if job.prepared is not None), None)
+
+    def _admit_next(self) -> None:
+        job = self._next_to_admit()
+        if job is None or job.prepared is None or self._exit_code is not None:
             return
-        self._report(EngineReady(engine.info))
+        # An engine with nothing in flight is always asked: what it raises then is the answer.
+        if self._in_flight and not self._engine.can_admit(job.order.request):
+            return
+        self._admitted.remove(job)
+        prepared, job.prepared = job.prepared, None
         try:
-            with closing(engine):
-                while not self._stopping:
-                    self._read_notes(engine)
-                    self._admit_next(engine)
-                    self._step(engine)
-        except BaseException as exc:  # nothing is above this frame; the thread ends with it
-            log.error("engine thread ended", **trace_of(exc))
-            self._report(EngineLost(EngineFailed("The engine's thread has ended.")))
-
-    def _load(self) -> Engine | None:
-        try:
-            return self._create_engine()
-        except PulidError as exc:
-            self._report(EngineLost(exc))
+            self._engine.admit(job.id, prepared)
+            self._in_flight[job.id] = job
         except Exception as exc:
-            log.error("engine creation failed", **trace_of(exc))
-            self._report(EngineLost(EngineFailed(f"The engine could not be created: {exc!r}.")))
-        return None
+            self._fail(job, exc)
 
-    def _read_notes(self, engine: Engine) -> None:
-        """Take every note there is; with nothing to do, sleep until one comes."""
-        idle = not (self._waiting or self._in_flight)
-        while idle or not self._notes.empty():
-            idle = False
-            match self._notes.get():
-                case _Admit() as note:
-                    self._waiting.append(note)
-                case _Cancel(job_id):
-                    self._forget(engine, job_id)
-                case _Stop():
-                    self._stopping = True
-
-    def _forget(self, engine: Engine, job_id: str) -> None:
-        self._waiting = deque(note for note in self._waiting if note.job_id != job_id)
-        if job_id in self._in_flight:
-            self._in_flight.discard(job_id)
-            engine.cancel(job_id)
-
-    def _admit_next(self, engine: Engine) -> None:
-        """At most one job between two steps: reading its face takes about as long as a step."""
-        if not self._waiting or self._stopping:
+    def _step(self) -> None:
+        if not self._in_flight or self._exit_code is not None:
             return
-        note = self._waiting[0]
+        for job in self._in_flight.values():
+            if not job.has_begun:
+                job.has_begun = True
+                self._send(Stepping(job.id))
         try:
-            # An engine with nothing in flight is always asked: what it raises then is the answer.
-            if self._in_flight and not engine.can_admit(note.request):
-                return
-            self._report(JobStarted(note.job_id))
-            engine.admit(note.job_id, note.request)
-            self._in_flight.add(note.job_id)
-        except Exception as exc:
-            self._fail(note.job_id, exc)
-        self._waiting.popleft()
-
-    def _step(self, engine: Engine) -> None:
-        if not self._in_flight or self._stopping:
-            return
-        try:
-            events = engine.step()
+            events = self._engine.step()
         except Exception as exc:
             # Nobody knows whose fault it was: all that were in this step end, the next ones run.
-            for job_id in sorted(self._in_flight):
-                self._fail(job_id, exc)
-                self._forget(engine, job_id)
+            for job in list(self._in_flight.values()):
+                self._leave_engine(job)
+                self._fail(job, exc)
             return
         for event in events:
-            if event.is_last:
-                self._in_flight.discard(event.job_id)
-            self._report(event)
+            self._report(event, jobs=len(events))
 
-    def _fail(self, job_id: str, exc: Exception) -> None:
+    def _report(self, event: StepEvent, *, jobs: int) -> None:
+        job = self._in_flight[event.job_id]
+        if event.is_last:
+            del self._in_flight[event.job_id]
+        if event.error is not None:
+            self._fail(job, event.error)
+            return
+        self._send(Stepped(job.id, event.step, event.num_steps, jobs))
+        if event.result is not None:
+            self._out_of_memory_in_a_row = 0
+            self._unsaved += 1
+            self._to_save.put((job, event.result))
+
+    def _leave_engine(self, job: _Job) -> None:
+        if self._in_flight.get(job.id) is job:
+            del self._in_flight[job.id]
+            self._engine.cancel(job.id)
+
+    def _note_admitted(self, job: _Job) -> None:
+        if not job.is_cancelled:
+            self._admitted.append(job)
+
+    def _note_prepared(self, job: _Job, prepared: PreparedRequest) -> None:
+        job.prepared = prepared
+
+    def _note_cancelled(self, job: _Job) -> None:
+        self._leave_engine(job)
+        if job in self._admitted:
+            self._admitted.remove(job)
+
+    def _note_saved(self) -> None:
+        self._unsaved -= 1
+
+    def _note_out_of_memory(self) -> None:
+        self._out_of_memory_in_a_row += 1
+        if self._out_of_memory_in_a_row >= MAX_OUT_OF_MEMORY:
+            self._note_device_fault("The device ran out of memory for several requests in a row.")
+
+    def _note_device_fault(self, reason: str) -> None:
+        self._send(DeviceFault(reason))
+        self._exit_code = EXIT_FAULT
+
+    def _note_stop(self) -> None:
+        self._exit_code = EXIT_STOPPED
+
+    # reader thread
+
+    def _read_messages(self) -> None:
+        while True:
+            try:
+                message = self._connection.recv()
+            except (EOFError, OSError):
+                os._exit(EXIT_ORPHANED)
+            self._take(message)
+
+    def _take(self, message: ToWorker) -> None:
+        match message:
+            case Prepare(job_id=job_id):
+                job = _Job(message)
+                with self._jobs_lock:
+                    self._jobs[job_id] = job
+                self._to_prepare.put(job)
+            case Admit(job_id):
+                if (known := self._jobs.get(job_id)) is not None:
+                    self._notes.put(partial(self._note_admitted, known))
+            case Cancel(job_id):
+                with self._jobs_lock:
+                    cancelled = self._jobs.pop(job_id, None)
+                if cancelled is not None:
+                    cancelled.is_cancelled = True
+                    self._notes.put(partial(self._note_cancelled, cancelled))
+            case Stop():
+                if not self._is_loaded:  # loading takes minutes, and there is nothing to lose
+                    os._exit(EXIT_STOPPED)
+                self._notes.put(self._note_stop)
+
+    # prepare thread
+
+    def _prepare_jobs(self) -> None:
+        while True:
+            job = self._to_prepare.get()
+            if not job.is_cancelled:
+                self._prepare(job)
+
+    def _prepare(self, job: _Job) -> None:
+        self._send(Preparing(job.id))
+        try:
+            prepared, timings = self._read_request(job.order)
+        except Exception as exc:
+            if self._exit_code is None:  # else the engine may have been closed under it: not the job's fault
+                self._fail(job, exc)
+            return
+        if not job.is_cancelled:
+            self._send(Prepared(job.id, timings, prepared.cache_hits))
+            self._notes.put(partial(self._note_prepared, job, prepared))
+
+    def _read_request(self, order: Prepare) -> tuple[PreparedRequest, dict[str, float]]:
+        started = time.perf_counter()
+        photo = self._setup.decode_photo(order.photo.read_bytes())
+        decoding_s = time.perf_counter() - started
+        prepared = self._engine.prepare(replace(order.request, id_image=photo))
+        return prepared, {"decode_photo": decoding_s, **prepared.timings}
+
+    # save thread
+
+    def _save_jobs(self) -> None:
+        while True:
+            self._save(*self._to_save.get())
+            self._notes.put(self._note_saved)
+
+    def _save(self, job: _Job, result: GenerationResult) -> None:
+        if job.is_cancelled:
+            return
+        started = time.perf_counter()
+        try:
+            files = self._media.save(job.order.media_id, encode_images(result.images, job.order.output))
+        except Exception as exc:
+            self._fail(job, exc)
+            return
+        self._forget(job)
+        timings = {**result.timings, "encode": time.perf_counter() - started}
+        self._send(Finished(job.id, files, timings, result.device_memory))
+
+    # any thread
+
+    def _fail(self, job: _Job, exc: Exception) -> None:
+        """End a job; what the error says about the device is a note for the main thread."""
+        if isinstance(exc, DeviceLost):  # not the job's end: it is tried again on a sound device
+            self._log.error("device lost", job_id=job.id, **trace_of(exc))
+            self._notes.put(partial(self._note_device_fault, str(exc)))
+            return
         if not isinstance(exc, PulidError):
-            log.error("engine fault", job_id=job_id, **trace_of(exc))
+            self._log.error("engine fault", job_id=job.id, **trace_of(exc))
             exc = EngineFailed("The picture could not be made: an internal fault. Trying again may help.")
-        # A traceback holds the frames it came through, and with them tensors on the device.
-        exc.__traceback__ = exc.__cause__ = exc.__context__ = None
-        self._report(StepEvent(job_id=job_id, step=0, num_steps=0, error=exc))
+        self._forget(job)
+        if not job.is_cancelled:
+            self._send(JobFailed(job.id, exc))
+        if isinstance(exc, OutOfMemory):
+            self._notes.put(self._note_out_of_memory)
+
+    def _forget(self, job: _Job) -> None:
+        with self._jobs_lock:
+            if self._jobs.get(job.id) is job:
+                del self._jobs[job.id]
+
+    def _send(self, event: WorkerEvent) -> None:
+        try:
+            with self._sending:
+                self._connection.send(event)
+        except OSError:
+            os._exit(EXIT_ORPHANED)
+
+    def _start_thread(self, work: Callable[[], None]) -> None:
+        def run() -> None:
+            try:
+                work()
+            except BaseException as exc:
+                self._log.error("worker thread ended", thread=work.__name__, **trace_of(exc))
+            finally:
+                os._exit(EXIT_FAULT)  # a worker with a thread less would wait for ever
+
+        threading.Thread(target=run, name=work.__name__, daemon=True).start()

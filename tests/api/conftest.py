@@ -1,22 +1,25 @@
-"""Real servers on free ports: uvicorn in a thread, an app around a scripted engine."""
+"""Real servers on free ports: uvicorn in a thread, jobs on disk, a scripted engine in a worker process."""
 
 from __future__ import annotations
 
 import base64
 import http.server
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
+from pathlib import Path
 
 import httpx
 import pytest
 import uvicorn
 from PIL import Image
 
-from fakes import PATIENCE_S, ScriptedEngine, flat_picture
+from fakes import PATIENCE_S, Script, flat_picture
 from server.app import create_app
+from server.cli.connections import MAX_HEAD_BYTES, LimitedConnection
 from server.settings import Settings
 
 
@@ -26,19 +29,57 @@ def png(height: int = 48, width: int = 64) -> bytes:
     return file.getvalue()
 
 
-class LiveServer:
-    """A running server, its engine and a client that keeps connections open."""
+PHOTO = base64.b64encode(png()).decode()
+SMALL = {"main_face_image": PHOTO, "prompt": "portrait", "width": 256, "height": 256, "num_steps": 1}
 
-    def __init__(self, engine: ScriptedEngine, port: int, app) -> None:
+
+class LiveServer:
+    """A running server, the script of its engine and a client that keeps connections open."""
+
+    def __init__(self, engine: Script, port: int, app, data_dir: Path) -> None:
         self.engine = engine
         self.port = port
         self.app = app
-        self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S, trust_env=False)
+        self.data_dir = data_dir
+        self.url = f"http://127.0.0.1:{port}"
+        self.client = httpx.Client(base_url=self.url, timeout=PATIENCE_S, trust_env=False)
 
-    def paint(self, path: str = "/v1/flux-pulid", **parameters) -> httpx.Response:
-        """POST with a photo and a prompt unless the test gives its own."""
-        body = {"main_face_image": PHOTO, "prompt": "portrait", "width": 256, "height": 256, "num_steps": 1}
-        return self.client.post(path, json=body | parameters)
+    def paint(self, path: str = "/v1/flux-pulid", headers=None, **parameters) -> httpx.Response:
+        """POST to v1 with a photo and a prompt unless the test gives its own."""
+        return self.client.post(path, json=SMALL | parameters, headers=headers)
+
+    def submit(self, headers=None, **parameters) -> httpx.Response:
+        """The same to v2."""
+        return self.paint("/v2/flux-pulid", headers, **parameters)
+
+    def status(self, job_id: str, headers=None) -> httpx.Response:
+        return self.client.get(f"/v2/requests/{job_id}/status", headers=headers)
+
+    def result(self, job_id: str, headers=None) -> httpx.Response:
+        return self.client.get(f"/v2/requests/{job_id}", headers=headers)
+
+    def wait_for_status(self, job_id: str, *words: str, headers=None) -> dict:
+        """The status body once the job stands at one of these words."""
+        self.wait_until(lambda: self.status(job_id, headers).json()["status"] in words)
+        return self.status(job_id, headers).json()
+
+    def finished(self, headers=None, **parameters) -> dict:
+        """Submit to v2 and poll; the result's body."""
+        job_id = self.submit(headers, **parameters).json()["request_id"]
+        self.wait_for_status(job_id, "COMPLETED", "FAILED", headers=headers)
+        return self.result(job_id, headers).json()
+
+    @contextmanager
+    def broken(self) -> Iterator[None]:
+        """For a while, a fault in every route that knows settings."""
+        settings, self.app.state.settings = self.app.state.settings, None
+        yield
+        self.app.state.settings = settings
+
+    @property
+    def unfinished(self) -> int:
+        """Jobs of callers without a key."""
+        return self.app.state.service.unfinished_of("")
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + PATIENCE_S
@@ -47,53 +88,95 @@ class LiveServer:
             time.sleep(0.005)
 
 
-PHOTO = base64.b64encode(png()).decode()
+@contextmanager
+def running(
+    *, ready: bool = True, fetch_photo=None, script: dict | None = None, **settings
+) -> Iterator[LiveServer]:
+    """A server with these settings. `script`: how its engine behaves (see fakes.Script)."""
+    with tempfile.TemporaryDirectory() as folder:
+        data_dir = Path(folder) / "data"
+        (Path(folder) / "script").mkdir()
+        engine = Script(Path(folder) / "script", **(script or {}))
+        app = create_app(
+            Settings(port=0, data_dir=data_dir, **settings),
+            create_engine=engine,
+            devices=("none",),
+            fetch_photo=fetch_photo,
+        )
+        with serving(app) as port:
+            live = LiveServer(engine, port, app, data_dir)
+            try:
+                if ready:
+                    live.wait_until(lambda: live.client.get("/ready").status_code == 200)
+                yield live
+            finally:
+                live.client.close()
+                engine.open_gate()
 
 
 @contextmanager
-def running(
-    engine: ScriptedEngine | None = None,
-    *,
-    create_engine=None,
-    ready: bool = True,
-    fetch_photo=None,
-    **settings,
-) -> Iterator[LiveServer]:
-    engine = engine or ScriptedEngine()
-    app = create_app(
-        Settings(port=0, **settings), create_engine=create_engine or (lambda: engine), fetch_photo=fetch_photo
+def serving(app) -> Iterator[int]:
+    """Run the app in a thread, with the connections it has in production; yields its port."""
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            port=0,
+            http=LimitedConnection,
+            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+            log_config=None,
+            access_log=False,
+            ws="none",
+            timeout_graceful_shutdown=5,
+        )
     )
-    config = uvicorn.Config(
-        app, port=0, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=5
-    )
-    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
         assert thread.is_alive(), "the server did not start"
         time.sleep(0.002)
-    live = LiveServer(engine, server.servers[0].sockets[0].getsockname()[1], app)
     try:
-        if ready:
-            live.wait_until(lambda: live.client.get("/ready").status_code == 200)
-        yield live
+        yield server.servers[0].sockets[0].getsockname()[1]
     finally:
-        live.client.close()
         server.should_exit = True
         thread.join(PATIENCE_S)
+        assert not thread.is_alive(), "the server did not end"
 
 
 @pytest.fixture(scope="session")
 def run_server():
-    """`with run_server(engine, setting=value) as server:`"""
+    """`with run_server(setting=value) as server:`, for what the shared ones below cannot show."""
     return running
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server() -> Iterator[LiveServer]:
-    """One server for a whole file; its engine answers at once."""
+    """A server without keys, whose engine answers at once. Shared by all tests, like the next two."""
     with running() as live:
         yield live
+
+
+@pytest.fixture(scope="session")
+def keyed_server() -> Iterator[LiveServer]:
+    """A server with the keys of alice and bob."""
+    with running(api_keys=("alice:alice-key", "bob:bob-key"), credits=77) as live:
+        yield live
+
+
+@pytest.fixture(scope="session")
+def _gated_server() -> Iterator[LiveServer]:
+    with running(script={"gated": True}) as live:
+        yield live
+
+
+@pytest.fixture
+def gated(_gated_server) -> Iterator[LiveServer]:
+    """A server whose engine waits for the test before each step; at rest, and with an empty journal."""
+    engine = _gated_server.engine
+    for trace in engine.folder.iterdir():
+        trace.unlink()
+    yield _gated_server
+    engine.open_gate()
+    _gated_server.wait_until(lambda: _gated_server.unfinished == 0)
 
 
 @pytest.fixture(scope="session")

@@ -18,11 +18,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from fakes import PATIENCE_S, ScriptedEngine, colour_of
-from pulid.errors import DeviceUnavailable, EngineFailed, NoFaceFound, UnknownProfile
+from pulid.errors import EngineFailed, NoFaceFound
 from pulid.profiles import PROFILES
 from server.api.v1_schemas import FluxPulidRequest
 from server.cli.main import app
-from server.engines import create_engine, place_of
+from server.jobs.data_dir import DataDir
 from server.settings import Settings
 
 FACE = Path(__file__).parents[1] / "photos" / "obama.jpg"
@@ -30,18 +30,20 @@ SMALL = ["--width", "256", "--height", "256", "--num-steps", "2"]
 
 
 @pytest.fixture(autouse=True)
-def plain_environment(monkeypatch):
-    """No setting of the machine the tests run on; help pages wide enough not to break lines."""
+def plain_environment(monkeypatch, tmp_path):
+    """No setting or data of the machine the tests run on; help pages wide enough not to break lines."""
     for name in Settings.model_fields:
         monkeypatch.delenv(f"FLUX_PULID_{name.upper()}", raising=False)
     monkeypatch.setenv("COLUMNS", "500")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
 
 
 @pytest.fixture
 def engine(monkeypatch):
     """The engine behind the commands of this test."""
     scripted = ScriptedEngine(notice="abstract pictures")
-    monkeypatch.setattr("server.engines.create_engine", lambda **choice: scripted)
+    monkeypatch.setattr("server.engines.devices_for", lambda profile, devices: ["none"])
+    monkeypatch.setattr("server.engines.create_engine", lambda device, **choice: scripted)
     return scripted
 
 
@@ -126,7 +128,7 @@ def test_several_pictures_get_numbered_files(engine, out):
         ("a.PNG", [], "PNG"),
         ("a.jpeg", [], "JPEG"),
         ("a.jpg", [], "JPEG"),
-        ("a.png", ["--output-format", "jpeg"], "JPEG"),
+        ("a.jpeg", ["--output-format", "jpg"], "JPEG"),
         ("a", ["--output-format", "png"], "PNG"),
     ],
 )
@@ -159,8 +161,13 @@ def test_a_wrong_flag_is_bad_input_and_nothing_is_loaded(engine, out, flags, wor
 
 
 def test_a_wrong_place_for_the_picture_is_noticed_before_the_work(engine, tmp_path):
-    for out, words in ((tmp_path / "none" / "a.png", "does not exist"), (tmp_path / "a", "--output-format")):
-        done = generate(out)
+    for out, flags, words in (
+        (tmp_path / "none" / "a.png", [], "does not exist"),
+        (tmp_path, [], "is a folder"),
+        (tmp_path / "a", [], "--output-format"),
+        (tmp_path / "a.png", ["--output-format", "jpeg"], "--out ends in .png"),
+    ):
+        done = generate(out, *flags)
         assert done.exit_code == 2
         assert words in done.stderr
     assert not engine.threads
@@ -168,10 +175,13 @@ def test_a_wrong_place_for_the_picture_is_noticed_before_the_work(engine, tmp_pa
 
 def test_a_photo_that_cannot_be_read_is_bad_input(engine, out, tmp_path):
     (tmp_path / "text.jpg").write_text("not a picture")
-    for face in (tmp_path / "absent.jpg", tmp_path / "text.jpg", tmp_path, "http://127.0.0.1/a.png"):
+    data_uri = "data:image/png;base64," + "A" * 5000
+    absent, text = tmp_path / "absent.jpg", tmp_path / "text.jpg"
+    for face in (absent, text, tmp_path, "", "a\0b", data_uri, "http://127.0.0.1/a.png"):
         done = generate(out, face=face)
         assert done.exit_code == 2
         assert done.stderr.startswith("Error: ")
+        assert len(done.stderr) < 300
 
 
 def test_a_photo_may_come_from_an_address(engine, out, photo_host, monkeypatch):
@@ -212,38 +222,6 @@ def test_every_parameter_and_every_setting_has_a_flag():
     assert "a whole number from 256 to 1536. Default: 896." in parameters
 
 
-# engines
-
-
-@pytest.fixture
-def without_cuda(monkeypatch):
-    monkeypatch.setattr("pulid.probe.cuda_available", lambda: False)
-
-
-@pytest.mark.parametrize("profile", [None, "exact"])
-@pytest.mark.parametrize("device", ["all", "0", "cpu"])
-def test_without_cuda_exact_is_refused_and_tiny_is_named(without_cuda, tmp_path, profile, device):
-    with pytest.raises(DeviceUnavailable, match="--profile tiny"):
-        create_engine(profile=profile, device=device, weights_dir=tmp_path, face_mode="one-face")
-
-
-@pytest.mark.parametrize(("device", "place"), [("all", "cuda"), ("0", "cuda:0"), ("3", "cuda:3")])
-def test_with_cuda_exact_goes_where_it_was_told(monkeypatch, device, place):
-    monkeypatch.setattr("pulid.probe.cuda_available", lambda: True)
-    assert place_of(PROFILES["exact"], device) == place
-
-
-def test_tiny_stays_on_the_cpu():
-    assert place_of(PROFILES["tiny"], "all") == place_of(PROFILES["tiny"], "cpu") == "cpu"
-    with pytest.raises(DeviceUnavailable, match="CPU"):
-        place_of(PROFILES["tiny"], "0")
-
-
-def test_an_unknown_profile_is_an_error_that_lists_the_known_ones(tmp_path):
-    with pytest.raises(UnknownProfile, match="exact, tiny"):
-        create_engine(profile="fast", device="all", weights_dir=tmp_path, face_mode="one-face")
-
-
 # serve
 
 
@@ -254,6 +232,36 @@ def test_print_settings_shows_values_and_places_and_ends(tmp_path):
     assert done.exit_code == 0
     assert re.search(r"^port +81 +the flag --port$", done.stdout, re.MULTILINE)
     assert re.search(rf"^credits +5 +the key credits in {config}$", done.stdout, re.MULTILINE)
+
+
+def test_print_settings_masks_keys(monkeypatch):
+    monkeypatch.setenv("FLUX_PULID_API_KEYS", "alice:zebra-in-a-tutu")
+    done = run("serve", "--print-settings", "--host", "0.0.0.0")  # noqa: S104
+    assert done.exit_code == 0
+    assert re.search(r"^api_keys +\*+ +the environment variable", done.stdout, re.MULTILINE)
+    assert "zebra" not in done.output
+
+
+def test_serve_refuses_a_file_of_keys_that_it_cannot_read(tmp_path):
+    done = run(
+        "serve",
+        "--port",
+        "0",
+        "--profile",
+        "tiny",
+        "--data-dir",
+        tmp_path,
+        "--api-keys-file",
+        tmp_path / "keys",
+    )
+    assert done.exit_code == 2
+    assert "flux-pulid keys add NAME" in done.stderr
+    assert "Listening" not in done.stdout
+
+
+def test_keys_are_made_and_listed_by_the_same_program(tmp_path):
+    assert run("keys", "add", "alice", "--file", tmp_path / "keys").exit_code == 0
+    assert run("keys", "list", "--file", tmp_path / "keys").stdout == "alice\n"
 
 
 def test_serve_refuses_bad_settings_in_one_message():
@@ -286,8 +294,19 @@ def test_serve_ends_with_a_message_when_its_engine_cannot_be_made():
     with process("serve", "--profile", "exact", "--devices", "cpu", "--port", "0") as server:
         stdout, stderr = server.communicate(timeout=PATIENCE_S)
     assert server.returncode == 1
-    assert "Listening on http://127.0.0.1:" in stdout
+    assert "Ready" not in stdout
     assert "--profile tiny" in stderr.splitlines()[-1]
+    assert "Traceback" not in stderr
+
+
+def test_serve_ends_with_a_message_when_another_server_has_its_data_folder(tmp_path):
+    other = DataDir(tmp_path / "taken")
+    other.open()
+    with process("serve", "--profile", "tiny", "--port", "0", "--data-dir", other.root) as server:
+        _, stderr = server.communicate(timeout=PATIENCE_S)
+    other.close()
+    assert server.returncode == 1
+    assert "Another server uses the data folder" in stderr.splitlines()[-1]
     assert "Traceback" not in stderr
 
 

@@ -7,8 +7,10 @@ import threading
 
 import pytest
 
-from fakes import PATIENCE_S, ScriptedEngine
-from pulid.errors import Busy, EngineFailed, NoFaceFound, OutOfMemory
+import fakes
+from fakes import PATIENCE_S
+from pulid.errors import PulidError, SetupError
+from server.errors import STATUS, status_of
 
 SECRET = "zebra-in-a-tutu"
 
@@ -87,18 +89,40 @@ def test_an_empty_photo_is_400_and_says_what_it_may_be(server):
     assert_error(server.paint(main_face_image=""), 400, "main_face_image must be an http(s) URL")
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/other", "/v1/flux-pulid/x", "/v1//flux-pulid", "/docs"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/", "/v1", "/v1/other", "/v1/flux-pulid/x", "/v1//flux-pulid", "/v1/flux-pulid//", "/v2"),
+        *("/json", "/json/", "/json/json/v1/flux-pulid", "/jsonv1/flux-pulid", "/v2/requests", "/redoc"),
+        *("/outputs", "/outputs/", "/outputs/x", "/docs/x/docs.js", "/%2e%2e/etc/passwd"),
+        "/v2/flux-pulid/" + "x" * 5000,
+    ],
+)
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_an_unknown_address_is_404(server, path, method):
     assert_error(server.client.request(method, path), 404)
 
 
-@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH"])
-@pytest.mark.parametrize("path", ["/v1/flux-pulid", "/v1/flux-pulid/"])
-def test_a_wrong_method_is_405_with_allow(server, method, path):
-    response = server.client.request(method, path)
-    assert_error(response, 405)
-    assert response.headers["allow"] == "POST"
+@pytest.mark.parametrize("prefix", ["", "/json"])
+@pytest.mark.parametrize("suffix", ["", "/"])
+@pytest.mark.parametrize(
+    ("path", "methods"),
+    [
+        ("/v1/flux-pulid", "POST"),
+        ("/v2/flux-pulid", "POST"),
+        ("/v2/requests/0", "GET, DELETE"),
+        ("/v1/requests/0", "GET"),
+        ("/v2/requests/0/status", "GET"),
+        ("/v2/requests/0/events", "GET"),
+        ("/outputs/0/0.webp", "GET, HEAD"),
+        ("/health", "GET"),
+    ],
+)
+def test_a_wrong_method_is_405_with_all_that_are_right(server, prefix, suffix, path, methods):
+    for method in {"GET", "POST", "PUT", "DELETE", "PATCH", "PROPFIND"} - set(methods.split(", ")):
+        response = server.client.request(method, prefix + path + suffix)
+        assert_error(response, 405)
+        assert response.headers["allow"] == methods
 
 
 @pytest.mark.parametrize(
@@ -129,7 +153,7 @@ def test_a_body_that_grows_over_the_limit_is_413(small_server):
 
 def test_an_oversized_body_is_refused_before_it_has_come(small_server):
     with socket.create_connection(("127.0.0.1", small_server.port), timeout=PATIENCE_S) as sock:
-        sock.sendall(b"POST /v1/flux-pulid HTTP/1.1\r\nhost: x\r\ncontent-length: 99999999\r\n\r\n")
+        sock.sendall(b"POST /v1/flux-pulid HTTP/1.1\r\nhost: localhost\r\ncontent-length: 99999999\r\n\r\n")
         assert sock.recv(100).startswith(b"HTTP/1.1 413")
 
 
@@ -137,38 +161,23 @@ def test_a_body_at_the_limit_is_read(small_server):
     assert_error(post(small_server, b" " * 10_000), 400)
 
 
-@pytest.fixture(scope="module")
-def failing_server(run_server):
-    """An engine that fails by prompt."""
-    engine = ScriptedEngine()
-    engine.fail_admit = {
-        "no face": NoFaceFound(),
-        "full": Busy("The device is full."),
-        "admit breaks": RuntimeError(f"shape of {SECRET}"),
-    }
-    engine.fail_step = {"step breaks": RuntimeError(SECRET), "step fails": EngineFailed("The engine failed.")}
-    engine.report_error = {"too large": OutOfMemory("The device is out of memory."), "late": NoFaceFound()}
-    with run_server(engine) as live:
-        yield live
-
-
 @pytest.mark.parametrize(
     ("prompt", "status", "words"),
     [
         ("no face", 400, "No face found"),
-        ("late", 400, "No face found"),
-        ("full", 429, "full"),
-        ("admit breaks", 500, "internal fault"),
-        ("step breaks", 500, "internal fault"),
-        ("step fails", 500, "engine failed"),
-        ("too large", 503, "out of memory"),
+        ("raise at admission", 500, "fault"),
+        ("raise at step 1", 500, "fault"),
+        ("raise while preparing", 500, "fault"),
+        ("oom at step 1", 503, "out of memory"),
+        ("oom while preparing", 503, "out of memory"),
     ],
 )
-def test_an_engines_error_ends_its_own_job_and_the_next_one_works(failing_server, prompt, status, words):
-    response = failing_server.paint(prompt=prompt)
+def test_an_engines_error_ends_its_own_job_and_the_next_one_works(server, prompt, status, words):
+    response = server.paint(prompt=prompt)
     assert_error(response, status, words)
+    assert fakes.SECRET not in response.text
     assert ("retry-after" in response.headers) == (status in (429, 503))
-    assert failing_server.paint(prompt="fine").status_code == 200
+    assert server.paint(prompt="fine").status_code == 200
 
 
 def test_a_fault_of_the_server_itself_is_500_in_the_same_form(run_server):
@@ -180,54 +189,55 @@ def test_a_fault_of_the_server_itself_is_500_in_the_same_form(run_server):
         assert server.paint().status_code == 200
 
 
-def test_a_fault_in_a_route_is_500_in_the_same_form(run_server):
-    with run_server() as server:
-        server.app.state.settings = None
+def test_a_fault_in_a_route_is_500_in_the_same_form(server):
+    with server.broken():
         assert_error(server.paint(prompt=SECRET), 500, "this request id")
         assert server.client.get("/health").status_code == 200
 
 
 def test_a_full_queue_is_429_and_says_when_to_come_back(run_server):
-    engine = ScriptedEngine(gated=True)
-    with run_server(engine, max_queued_jobs=2) as server:
-        answers = []
-
-        def call():
-            answers.append(server.paint().status_code)
-
-        callers = [threading.Thread(target=call) for _ in range(3)]
-        callers[0].start()
-        assert engine.wait_for(lambda: len(engine.admitted) == 1)
-        for caller in callers[1:]:
-            caller.start()
-        server.wait_until(lambda: len(server.app.state.service.unfinished) == 3)
-        refusal = server.paint()
-        assert_error(refusal, 429, "All 2 places")
-        assert int(refusal.headers["retry-after"]) > 0
-        assert refusal.headers["x-rate-limit-reset-at-utc"].endswith("+00:00")
-        engine.open_gate()
-        for caller in callers:
-            caller.join(PATIENCE_S)
-        assert answers == [200, 200, 200]
+    with run_server(script={"gated": True}, max_queued_jobs=2) as server:
+        accepted = [server.submit().json()["request_id"]]
+        assert server.engine.wait_for(lambda: len(server.engine.admitted) == 1)
+        while (answer := server.submit()).status_code == 200:
+            accepted.append(answer.json()["request_id"])
+            assert len(accepted) < 10
+        assert len(accepted) >= 3, "the one that runs, and two that wait"
+        for path in ("/v1/flux-pulid", "/v2/flux-pulid"):
+            refusal = server.paint(path)
+            assert_error(refusal, 429, "2")
+            assert int(refusal.headers["retry-after"]) > 0
+            assert refusal.headers["x-rate-limit-reset-at-utc"].endswith("+00:00")
+        server.engine.open_gate()
+        for job_id in accepted:
+            server.wait_for_status(job_id, "COMPLETED")
 
 
-def test_a_v1_call_that_takes_too_long_is_504_and_its_job_is_dropped(run_server):
-    engine = ScriptedEngine(gated=True)
-    with run_server(engine, v1_timeout_s=0.8) as server:
-        assert_error(server.paint(num_steps=20), 504, "0.8 seconds")
-        engine.run_steps(1)
-        assert engine.wait_for(lambda: len(engine.cancelled) == 1)
-        engine.open_gate()
-        assert server.paint().status_code == 200
-
-
-def test_waiting_in_the_queue_counts_towards_the_time_limit(run_server):
-    engine = ScriptedEngine(gated=True)
-    with run_server(engine, v1_timeout_s=0.8) as server:
-        first = threading.Thread(target=server.paint)
+def test_a_v1_call_that_takes_too_long_is_504_whether_it_runs_or_waits(run_server):
+    with run_server(script={"gated": True}, v1_timeout_s=0.8) as server:
+        engine = server.engine
+        first = threading.Thread(target=server.submit)  # v2 has a limit of its own
         first.start()
         assert engine.wait_for(lambda: len(engine.admitted) == 1)
-        assert_error(server.paint(prompt="never begun"), 504)
+        assert_error(server.paint(prompt="never begun"), 504, "0.8 seconds")
+        engine.run_steps(1)
         first.join(PATIENCE_S)
+        assert_error(server.paint(prompt="begun", num_steps=20), 504, "0.8 seconds")
         engine.open_gate()
-        assert [request.prompt for request in engine.admitted.values()] == ["portrait"]
+        assert engine.wait_for(lambda: len(engine.cancelled) == 1)
+        assert server.paint(prompt="next").status_code == 200
+        assert [request.prompt for request in engine.admitted.values()] == ["portrait", "begun", "next"]
+
+
+def subclasses(cls):
+    return {cls}.union(*map(subclasses, cls.__subclasses__()))
+
+
+def test_every_error_a_caller_can_meet_has_its_status():
+    met = {cls.code for cls in subclasses(PulidError) - subclasses(SetupError) if cls.__module__ != __name__}
+    assert len(met) > 15
+    assert met == STATUS.keys()
+
+
+def test_an_unknown_code_is_our_own_fault():
+    assert status_of("no such code") == status_of(None) == 500

@@ -70,10 +70,24 @@ def test_an_empty_environment_variable_counts_as_not_set(monkeypatch):
         ("max_queued_jobs", "1.5", "a whole number from 1 to 10000"),
         ("v1_timeout_s", "inf", "a number above 0 and at most 86400"),
         ("profile", "fast", "one of exact, tiny"),
-        ("devices", "gpu", "all, cpu, or the number of one GPU"),
+        ("devices", "gpu", "all, cpu, cpu,cpu and so on, or numbers of GPUs such as 0,1"),
+        ("devices", "all,cpu", "all, cpu, cpu,cpu and so on, or numbers of GPUs such as 0,1"),
+        ("devices", "cpu,0", "all, cpu, cpu,cpu and so on, or numbers of GPUs such as 0,1"),
+        ("devices", "0,", "all, cpu, cpu,cpu and so on, or numbers of GPUs such as 0,1"),
+        ("public_url", "flux.example.com", "an http(s) address such as https://flux.example.com"),
+        ("public_url", "ftp://flux.example.com", "an http(s) address such as https://flux.example.com"),
+        ("public_url", "https://a/?x=1", "an http(s) address such as https://flux.example.com"),
+        ("public_url", "https://user@a/", "an http(s) address such as https://flux.example.com"),
+        ("public_url", "https://a:99999", "an http(s) address such as https://flux.example.com"),
+        ("metrics_public", "maybe", "true or false"),
+        ("v1_response", "both", "one of bytes, json"),
+        ("rate_limit", "-1", "a whole number from 0 to 1000000"),
+        ("drain_s", "-1", "a number from 0 to 86400"),
+        ("cors_origins", "app.example", "*, or a list of origins such as https://app.example.com"),
+        ("cors_origins", "https://app.example/x", "*, or a list of origins such as https://app.example.com"),
         ("face_mode", "two", "one of one-face, reference"),
         ("log_level", "loud", "one of debug, info, warning, error"),
-        ("auth", "keys", '"none"'),
+        ("auth", "open", "one of keys, none"),
         ("fetch_allow", "photos.internal", "a list of host:port, such as photos.internal:8080"),
         ("fetch_allow", "http://a:80", "a list of host:port, such as photos.internal:8080"),
     ],
@@ -85,6 +99,13 @@ def test_a_bad_value_is_named_with_its_key_its_range_and_its_place(monkeypatch, 
     assert message(config=path) == said.format(f"the key {key} in {path}")
     monkeypatch.setenv(f"FLUX_PULID_{key.upper()}", value)
     assert message() == said.format(f"the environment variable FLUX_PULID_{key.upper()}")
+
+
+def test_a_bad_address_in_a_list_is_named(config):
+    said = "is not valid: use a list of addresses or networks, such as 127.0.0.1,10.0.0.0/8."
+    assert message(flags={"trusted_proxies": "::1,proxy.internal"}) == (
+        f"trusted_proxies = 'proxy.internal' (from the flag --trusted-proxies) {said}"
+    )
 
 
 def test_a_toml_boolean_is_no_number(config):
@@ -115,14 +136,44 @@ def test_a_file_that_is_absent_or_no_toml_is_named(tmp_path, config):
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "::", "gpu-host.internal"])  # noqa: S104
-def test_beyond_this_machine_the_server_needs_permission_in_so_many_words(host):
+def test_beyond_this_machine_the_server_needs_keys_or_permission_in_so_many_words(host):
     text = message(flags={"host": host})
     assert host in text
     assert "no API keys" in text
+    assert "api_keys_file" in text
     assert 'auth to "none"' in text
-    assert load_settings(flags={"host": host, "auth": "none"}).settings.host == host
+    for open_or_keyed in ({"auth": "none"}, {"api_keys": "k"}, {"api_keys_file": "keys"}):
+        assert load_settings(flags={"host": host, **open_or_keyed}).settings.host == host
     with pytest.raises(ValidationError):
         Settings(host=host)
+
+
+@pytest.mark.parametrize(
+    ("given", "needs_key"),
+    [
+        ({}, False),
+        ({"api_keys": "k"}, True),
+        ({"api_keys_file": "keys"}, True),
+        ({"api_keys": "k", "auth": "none"}, False),
+        ({"api_keys": "k", "auth": "keys"}, True),
+    ],
+)
+def test_a_key_is_asked_for_where_there_are_keys_unless_auth_says_none(given, needs_key):
+    assert load_settings(flags=given).settings.needs_key is needs_key
+
+
+def test_auth_by_keys_needs_keys():
+    assert message(flags={"auth": "keys"}) == (
+        'auth is "keys", but there are none. Set api_keys or api_keys_file.'
+    )
+
+
+def test_every_page_may_call_only_where_there_are_keys():
+    assert load_settings(flags={"cors_origins": "*", "api_keys": "k"}).settings.cors_origins == ("*",)
+    for without_keys in ({}, {"auth": "none", "api_keys": "k"}):
+        assert "needs API keys" in message(flags={"cors_origins": "*", **without_keys})
+    listed = load_settings(flags={"cors_origins": "https://App.example/, http://localhost:3000"})
+    assert listed.settings.cors_origins == ("https://app.example", "http://localhost:3000")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.5.5.5", "::1", "localhost"])
@@ -143,14 +194,73 @@ def test_a_list_may_be_a_toml_list(config):
     assert load_settings(config=path).settings.fetch_allow == ("a:1", "b:2")
 
 
-def test_the_home_folder_is_expanded(monkeypatch, tmp_path):
+@pytest.mark.parametrize("key", ["weights_dir", "data_dir", "api_keys_file"])
+def test_the_home_folder_is_expanded(monkeypatch, tmp_path, key):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert load_settings(flags={"weights_dir": "~/models"}).settings.weights_dir == tmp_path / "models"
+    assert getattr(load_settings(flags={key: "~/x"}).settings, key) == tmp_path / "x"
+
+
+def test_folders_follow_the_users_conventions(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    settings = load_settings().settings
+    assert settings.weights_dir == tmp_path / "cache" / "flux-pulid"
+    assert settings.data_dir == tmp_path / "data" / "flux-pulid"
+
+
+@pytest.mark.parametrize(
+    ("given", "devices"), [("0, 1", "0,1"), ("cpu,cpu", "cpu,cpu"), ("all", "all"), ("12", "12"), (0, "0")]
+)
+def test_devices_are_a_list_of_one_kind(given, devices):
+    assert Settings(devices=given).devices == devices
+
+
+@pytest.mark.parametrize("given", ["0,0", "1,0,01"])
+def test_a_gpu_is_named_once(given):
+    assert "names a GPU twice" in message(flags={"devices": given})
+
+
+def test_a_number_in_toml_is_a_device(config):
+    assert load_settings(config=config("devices = 1")).settings.devices == "1"
+
+
+def test_the_public_url_has_no_slash_at_its_end():
+    assert Settings(public_url="https://flux.example.com/base/").public_url == "https://flux.example.com/base"
+
+
+def test_proxies_are_addresses_and_networks():
+    proxies = Settings(trusted_proxies="127.0.0.1, 10.0.0.0/8, fd00::/8").trusted_proxies
+    assert [str(proxy) for proxy in proxies] == ["127.0.0.1/32", "10.0.0.0/8", "fd00::/8"]
+
+
+SECRET = "SG_zebra-in-a-tutu"
+
+
+@pytest.mark.parametrize("key", [f"{SECRET} x", f"a b:{SECRET}", f":{SECRET}", f"{SECRET}:", f"{SECRET}é", 7])
+def test_a_key_that_cannot_be_is_refused_without_being_shown(monkeypatch, config, key):
+    said = "is not valid: use a list of name:key, or keys, in visible ASCII characters."
+    assert message(flags={"api_keys": key}) == f"api_keys = (hidden) (from the flag --api-keys) {said}"
+    path = config(f"api_keys = [{key!r}]")
+    assert message(config=path) == f"api_keys = (hidden) (from the key api_keys in {path}) {said}"
+    with pytest.raises(ValidationError) as caught:
+        Settings(api_keys=key)
+    assert SECRET not in str(caught.value)
+
+
+def test_keys_may_be_text_with_commas_or_a_list_and_are_never_shown(monkeypatch, config):
+    monkeypatch.setenv("FLUX_PULID_API_KEYS", f"alice:{SECRET}, other,")
+    for loaded in (load_settings(), load_settings(config=config(f'api_keys = ["alice:{SECRET}", "other"]'))):
+        assert [key.get_secret_value() for key in loaded.settings.api_keys] == [f"alice:{SECRET}", "other"]
+        assert SECRET not in repr(loaded) + describe(loaded)
+        assert "**********, **********" in describe(loaded)
 
 
 def test_the_description_shows_each_value_and_its_place():
-    lines = describe(load_settings(flags={"port": "81", "fetch_allow": "a:1,b:2"})).splitlines()
-    assert [line.split()[0] for line in lines] == list(Settings.model_fields)
-    assert lines[3].split(maxsplit=2) == ["port", "81", "the flag --port"]
-    assert "a:1, b:2" in lines[6]
-    assert "(not set)" in lines[0]
+    flags = {"port": "81", "fetch_allow": "a:1,b:2", "v2_strict": "true"}
+    lines = describe(load_settings(flags=flags)).splitlines()
+    shown = {line.split()[0]: line.split(maxsplit=1)[1] for line in lines}
+    assert list(shown) == list(Settings.model_fields)
+    assert shown["port"].split(maxsplit=1) == ["81", "the flag --port"]
+    assert shown["fetch_allow"].split("  ")[0] == "a:1, b:2"
+    assert shown["v2_strict"].split(maxsplit=1) == ["true", "the flag --v2-strict"]
+    assert shown["profile"].split("  ")[0] == "(not set)"

@@ -5,11 +5,12 @@ import json
 import re
 from io import BytesIO
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
 
-from fakes import ScriptedEngine, colour_of
+from fakes import colour_of
 
 PAGE_BODY = {
     "seed": 720558,
@@ -39,22 +40,6 @@ def opened(data):
     return image
 
 
-@pytest.fixture(scope="module")
-def noise_server(run_server):
-    """A server whose pictures are worth compressing."""
-
-    class NoiseEngine(ScriptedEngine):
-        def _advance(self, job_id):
-            event = super()._advance(job_id)
-            rng = np.random.default_rng(0)
-            for image in event.result.images:
-                image[:] = rng.integers(0, 256, image.shape)
-            return event
-
-    with run_server(NoiseEngine()) as live:
-        yield live
-
-
 @pytest.mark.parametrize(
     ("name", "kind", "content_type"), [*FORMATS, ("jpeg", "JPEG", "image/jpeg")], ids=lambda value: value
 )
@@ -81,14 +66,15 @@ def test_webp_is_the_default_format(server):
 
 
 @pytest.mark.parametrize("name", ["webp", "jpg"])
-def test_a_lower_quality_makes_a_smaller_file(noise_server, name):
-    sizes = [len(noise_server.paint(output_format=name, output_quality=q).content) for q in (5, 95)]
-    assert sizes[0] < sizes[1] / 2
+def test_a_lower_quality_makes_a_smaller_file(server, name):
+    asked = {"output_format": name, "seed": 1, "width": 1536}
+    sizes = [len(server.paint(output_quality=quality, **asked).content) for quality in (5, 95)]
+    assert sizes[0] < sizes[1]
 
 
-def test_quality_means_nothing_to_png(noise_server):
-    sizes = [len(noise_server.paint(output_format="png", output_quality=q).content) for q in (1, 100)]
-    assert sizes[0] == sizes[1]
+def test_quality_means_nothing_to_png(server):
+    pictures = [server.paint(output_format="png", output_quality=q, seed=1).content for q in (1, 100)]
+    assert pictures[0] == pictures[1]
 
 
 def test_the_headers_tell_the_figures(server):
@@ -110,14 +96,13 @@ def test_a_clients_request_id_is_never_taken_over(server):
 
 
 def test_the_notice_of_a_profile_is_in_every_answer(run_server):
-    with run_server(ScriptedEngine(notice="abstract pictures")) as server:
+    with run_server(script={"notice": "abstract pictures"}) as server:
         assert server.paint().headers["x-flux-pulid-notice"] == "abstract pictures"
         assert server.paint(base64=True).headers["x-flux-pulid-notice"] == "abstract pictures"
 
 
-def test_the_credits_figure_is_a_setting(run_server):
-    with run_server(credits=7) as server:
-        assert server.paint().headers["x-remaining-credits"] == "7"
+def test_the_credits_figure_is_a_setting(keyed_server):
+    assert keyed_server.paint(headers={"x-api-key": "alice-key"}).headers["x-remaining-credits"] == "77"
 
 
 def test_of_several_pictures_the_body_is_the_first(server):
@@ -125,6 +110,23 @@ def test_of_several_pictures_the_body_is_the_first(server):
     assert json.loads(response.headers["x-output-metadata"])["samples"] == 3
     assert tuple(np.asarray(opened(response.content))[0, 0]) == colour_of(40)
     assert response.headers["x-seed-value"] == "40"
+
+
+def test_of_several_pictures_all_are_linked_in_order(server):
+    response = server.paint(num_outputs=3, seed=60, output_format="png")
+    links = re.findall(r'<([^>]+)>; rel="item"', response.headers["link"])
+    assert len(links) == 3
+    assert all(re.fullmatch(rf"{server.url}/outputs/[0-9a-f]{{32}}/{i}\.png", links[i]) for i in range(3))
+    pictures = [httpx.get(link, trust_env=False) for link in links]
+    assert [picture.headers["content-type"] for picture in pictures] == ["image/png"] * 3
+    assert pictures[0].content == response.content
+    assert [tuple(np.asarray(opened(p.content))[0, 0]) for p in pictures] == [
+        colour_of(seed) for seed in (60, 61, 62)
+    ]
+
+
+def test_one_picture_needs_no_link(server):
+    assert "link" not in server.paint().headers
 
 
 def test_base64_true_answers_json_with_one_picture_as_text(server):
@@ -140,6 +142,12 @@ def test_base64_true_answers_json_with_one_picture_as_text(server):
     assert answer["images"] == [answer["image"]]
     assert opened(base64.b64decode(answer["image"], validate=True)).format == "PNG"
     assert response.headers["x-remaining-credits"] == "1000000"
+    assert len(answer["output"]) == 1
+    assert httpx.get(answer["output"][0], trust_env=False).content == base64.b64decode(answer["image"])
+    assert set(answer) == {
+        *("status", "image", "images", "image_format", "infer_time"),
+        *("outputs", "seed", "request_id", "output"),
+    }
 
 
 def test_base64_true_carries_every_picture_in_order(server):
@@ -148,6 +156,82 @@ def test_base64_true_carries_every_picture_in_order(server):
     assert answer["image"] == answer["images"]
     colours = [tuple(np.asarray(opened(base64.b64decode(text)))[0, 0]) for text in answer["images"]]
     assert colours == [colour_of(seed) for seed in (50, 51, 52, 53)]
+    assert [url.rpartition("/")[2] for url in answer["output"]] == ["0.png", "1.png", "2.png", "3.png"]
+
+
+JSON, BYTES = "application/json", "image/webp"
+V1, QUERY_JSON, QUERY_BYTES, MOUNTED = (
+    "/v1/flux-pulid",
+    "/v1/flux-pulid?response_format=json",
+    "/v1/flux-pulid?response_format=bytes",
+    "/json/v1/flux-pulid",
+)
+AXIOS = "application/json, text/plain, */*"
+
+
+@pytest.mark.parametrize(
+    ("path", "accept", "base64_field", "content_type"),
+    [
+        # Nothing is said: the setting, which is bytes.
+        (V1, "*/*", None, BYTES),
+        (V1, "", None, BYTES),
+        (V1, AXIOS, None, BYTES),
+        (V1, "image/webp, application/json", None, BYTES),
+        (V1, "text/html", None, BYTES),
+        # 4: a narrow Accept.
+        (V1, "application/json", None, JSON),
+        (V1, "Application/JSON; q=0.9, text/plain", False, JSON),
+        # 3: the base URL, whatever Accept says.
+        (MOUNTED, "*/*", None, JSON),
+        (MOUNTED, "image/png", False, JSON),
+        (f"{MOUNTED}/", AXIOS, None, JSON),
+        # 2: the query, whatever base URL and Accept say.
+        (QUERY_JSON, "*/*", None, JSON),
+        (QUERY_BYTES, "application/json", None, BYTES),
+        (f"/json{QUERY_BYTES}", "application/json", None, BYTES),
+        # 1: the field, whatever the rest says.
+        (V1, "*/*", True, JSON),
+        (QUERY_BYTES, "image/webp", True, JSON),
+    ],
+)
+def test_the_first_rule_that_fits_decides_the_form(server, path, accept, base64_field, content_type):
+    field = {} if base64_field is None else {"base64": base64_field}
+    response = server.paint(path, {"accept": accept}, **field)
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"] == content_type
+
+
+@pytest.mark.parametrize("name", ["base64", "base\\u0036\\u0034"])
+def test_the_base64_field_is_seen_however_its_name_is_written(server, photo, name):
+    body = (
+        f'{{"main_face_image": "{photo}", "prompt": "\\u00e9", "width": 256, "height": 256, "{name}": true}}'
+    )
+    response = server.client.post("/v1/flux-pulid", content=body)
+    assert response.headers["content-type"] == JSON
+
+
+def test_the_words_base64_in_a_prompt_decide_nothing(server):
+    assert server.paint(prompt='"base64": true').headers["content-type"] == BYTES
+
+
+def test_a_setting_decides_where_nothing_is_said(run_server):
+    with run_server(v1_response="json") as server:
+        assert server.paint().headers["content-type"] == JSON
+        assert server.paint(QUERY_BYTES).headers["content-type"] == BYTES
+
+
+def test_a_form_that_does_not_exist_is_refused_before_the_work(server):
+    before = len(server.engine.admitted)
+    response = server.paint("/v1/flux-pulid?response_format=b64_json")
+    assert response.status_code == 400
+    assert response.json()["error"] == "response_format must be one of bytes, json."
+    assert len(server.engine.admitted) == before
+
+
+def test_the_same_picture_comes_in_both_forms(server):
+    asked = {"seed": 11, "output_format": "png"}
+    answer = server.paint(MOUNTED, **asked).json()
+    assert base64.b64decode(answer["image"]) == server.paint(**asked).content
 
 
 def test_a_trailing_slash_changes_nothing(server):

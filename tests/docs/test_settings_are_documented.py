@@ -18,6 +18,8 @@ CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
 def shown(default):
     if default is None:
         return "not set"
+    if isinstance(default, bool):
+        return str(default).lower()
     if isinstance(default, Path):
         return str(default).replace(str(Path.home()), "~")
     return str(default) if default != () else "none"
@@ -26,7 +28,8 @@ def shown(default):
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch):
     """No setting of the machine the tests run on."""
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    for name in ("XDG_CACHE_HOME", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
     for name in Settings.model_fields:
         monkeypatch.delenv(f"FLUX_PULID_{name.upper()}", raising=False)
 
@@ -48,6 +51,21 @@ def test_every_deployment_example_loads_and_is_listed(path):
     settings = load_settings(config=path).settings
     assert settings.profile in PROFILES
     assert f"[{path.name}]({path.name})" in (ROOT / "configs/README.md").read_text()
+
+
+def test_every_setting_of_the_specification_is_there_or_known_to_be_missing():
+    names = re.findall(r"^\| ([A-Z0-9_, ]+) \|", (ROOT / "docs/spec/SETTINGS.md").read_text(), re.MULTILINE)
+    specified = {name.strip().lower() for cell in names for name in cell.split(",")}
+    assert specified - set(Settings.model_fields) == {"database_url", "media_url", "lora"}
+    assert set(Settings.model_fields) <= specified
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_deployment_example_shows_what_an_operator_must_think_of(path):
+    """Set, or as a comment that shows how."""
+    named = set(re.findall(r"^(?:# )?(\w+) = ", path.read_text(), re.MULTILINE))
+    assert named <= set(Settings.model_fields)
+    assert {"profile", "devices", "host", "api_keys_file", "data_dir", "max_queued_jobs"} <= named
 
 
 def test_there_is_an_example_for_every_profile():

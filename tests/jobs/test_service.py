@@ -1,254 +1,484 @@
-"""JobService: every job it takes ends exactly once, and holds nothing afterwards."""
+"""From submit to end, over a real database, real files and real worker processes."""
 
 import asyncio
 import base64
-import functools
-import random
-import time
-import weakref
-from contextlib import asynccontextmanager
+import io
+import os
+import signal
+from dataclasses import replace
 
+import anyio
+import numpy as np
 import pytest
+from PIL import Image
 
-from fakes import PATIENCE_S, ScriptedEngine, flat_picture
-from pulid.engine import GenerationRequest
-from pulid.errors import Busy, EngineFailed, ImageRejected
-from server.jobs.face_stage import FaceStage
-from server.jobs.files import OutputOptions
-from server.jobs.job import JobCancelled, JobState, JobTimedOut, NotReady
-from server.jobs.service import JobService
+from fakes import paint
+from jobs.serving import PATIENCE_S, parse, serving, until
+from pulid.errors import BadRequest, Busy
+from server.jobs.job import IdempotencyConflict, JobNotFound, JobState, NotReady
+from server.jobs.storage import JobStorage
+from server.security.image_decode import decode_image
 
-PHOTO = base64.b64encode(b"a photo").decode()
+
+def png():
+    file = io.BytesIO()
+    Image.new("RGB", (64, 48), (200, 120, 40)).save(file, "PNG")
+    return file.getvalue()
+
+
+PICTURE = png()
+PHOTO = base64.b64encode(PICTURE).decode()
 
 
 def scenario(test):
-    """Run an async test with a limit, on a fresh event loop."""
+    """Run an async test with a service factory bound to its folder."""
 
-    @functools.wraps(test)
-    def run():
-        asyncio.run(asyncio.wait_for(test(), 2 * PATIENCE_S))
+    def run(tmp_path):
+        def here(**options):
+            return serving(tmp_path, photo=PHOTO, picture=PICTURE, **options)
 
+        asyncio.run(asyncio.wait_for(test(here), 90))
+
+    run.__name__, run.__doc__ = test.__name__, test.__doc__
     return run
 
 
-class Stage:
-    """Fetching and decoding that a test can watch and hold back."""
-
-    def __init__(self):
-        self.decoded = 0
-        self._pictures = []
-        self.decode_s = 0.0
-        self.may_fetch = asyncio.Event()
-
-    async def fetch(self, url):
-        await self.may_fetch.wait()
-        if "broken" in url:
-            raise ValueError("not what a fetcher may raise")
-        return b"a photo"
-
-    def decode(self, data):
-        if data != b"a photo":
-            raise ImageRejected("not a photo")
-        picture = flat_picture(32, 32, (1, 2, 3))
-        self.decoded += 1
-        time.sleep(self.decode_s)
-        self._pictures.append(weakref.ref(picture))
-        return picture
-
-    def alive(self):
-        """How many decoded pictures somebody still holds."""
-        return sum(picture() is not None for picture in self._pictures)
+def expected_bytes(here, prompt="p", **fields):
+    """What the engine paints for this body, alone."""
+    parsed = parse(here.body(prompt, **fields))
+    photo = decode_image(PICTURE)
+    return list(paint(replace(parsed.request, id_image=photo)).images)
 
 
-@asynccontextmanager
-async def serving(engine, *, max_queued=64, **options):
-    stage = Stage()
-    service = JobService(
-        create_engine=lambda: engine,
-        face_stage=FaceStage(fetch=stage.fetch, decode=stage.decode),
-        max_queued=max_queued,
-        **options,
-    )
-    await service.start()
-    await until(lambda: service.not_ready_reason is None)
-    try:
-        yield service, stage
-    finally:
-        if engine._gate is not None:
-            engine.open_gate()
-        await service.close()
+async def pictures(here, record):
+    files = await here.service.read_outputs(record)
+    return [np.array(Image.open(io.BytesIO(data))) for data in files]
 
 
-async def until(condition):
-    async with asyncio.timeout(PATIENCE_S):
-        while not condition():  # noqa: ASYNC110  # most conditions are another thread's
-            await asyncio.sleep(0.002)
-
-
-def submit(service, job_id="a", *, photo=PHOTO, num_steps=2, deadline_s=60.0, prompt="p"):
-    request = GenerationRequest(prompt=prompt, seed=1, width=32, height=32, num_steps=num_steps)
-    return service.submit(job_id, request, photo=photo, output=OutputOptions(), deadline_s=deadline_s)
+def same(got, wanted):
+    return len(got) == len(wanted) and all(np.array_equal(a, b) for a, b in zip(got, wanted, strict=True))
 
 
 @scenario
-async def test_a_job_ends_completed_with_its_files():
-    engine = ScriptedEngine()
-    async with serving(engine) as (service, _):
-        job = submit(service)
-        assert job.state is JobState.QUEUED
-        assert await service.wait(job) is job
-        assert job.state is JobState.COMPLETED
-        assert job.step == 2
-        assert job.files[0].content_type == "image/webp"
-        assert engine.last_request.id_image.shape == (32, 32, 3)
-        assert job.request.id_image is None, "the photo does not stay with the job"
-        assert service.unfinished == ()
+async def test_a_job_ends_completed_with_its_own_pictures(start):
+    async with start() as here:
+        record = await here.run("a knight", seed=7, num_outputs=2)
+        assert record.state is JobState.COMPLETED
+        assert [file.name for file in record.files] == ["0.png", "1.png"]
+        assert same(await pictures(here, record), expected_bytes(here, "a knight", seed=7, num_outputs=2))
+        assert record.inference_s > 0
+        assert record.tries == 1
+        path, file = await here.service.media(record.media_id, "0.png")
+        assert path.stat().st_size == file.size
 
 
 @scenario
-async def test_the_queue_is_bounded_and_the_running_job_does_not_count():
-    engine = ScriptedEngine(gated=True)
-    async with serving(engine, max_queued=2) as (service, _):
-        jobs = [submit(service, "running")]
-        await jobs[0].started.wait()
-        jobs += [submit(service, "b"), submit(service, "c")]
+async def test_the_end_of_a_job_of_either_api_is_in_the_store(start):
+    async with start() as here:
+        for api in ("v1", "v2"):
+            record = await here.run("a knight", api=api)
+            await until(lambda job_id=record.id: job_id not in here.service._runner.live)
+            stored = (await here.service.view(record.id, key="")).record
+            assert stored == record
+            assert (await here.service.media(stored.media_id, "0.png"))[0].exists()
+
+
+@scenario
+async def test_body_and_photo_are_on_disk_while_the_job_lives_and_gone_after(start):
+    async with start(gated=True) as here:
+        job_id = await here.submit()
+        await here.processing(job_id)
+        bodies = here.service._storage._data_dir.bodies
+        assert all(path.stat().st_mode & 0o777 == 0o600 for path in bodies.iterdir())
+        assert len(list(bodies.iterdir())) == 2
+        here.script.open_gate()
+        await here.ended(job_id)
+        await until(lambda: not list(bodies.iterdir()))
+
+
+@scenario
+async def test_a_wrong_body_is_refused_in_v1_and_a_failed_job_in_v2(start):
+    async with start() as here:
+        with pytest.raises(BadRequest, match="no good"):
+            await here.submit(refuse="no good", api="v1")
+        record = await here.run(refuse="no good")
+        assert (record.state, record.error, record.tries) == (JobState.FAILED, "no good", 0)
+        with pytest.raises(BadRequest, match="not JSON"):
+            await here.service.submit(b"nonsense", key="", api="v2", deadline_s=1)
+
+
+@scenario
+async def test_strict_v2_refuses_a_wrong_body(start):
+    async with start(v2_strict=True) as here:
+        with pytest.raises(BadRequest, match="no good"):
+            await here.submit(refuse="no good")
+
+
+@scenario
+async def test_a_bad_photo_and_a_faceless_one_fail_with_their_reason(start):
+    async with start() as here:
+        here.photo = "aGVsbG8="
+        assert (await here.run()).error_code == "image_rejected"
+        here.photo = PHOTO
+        record = await here.run("no face")
+        assert (record.state, record.error_code, record.tries) == (JobState.FAILED, "no_face", 0)
+
+
+@scenario
+async def test_the_queue_is_bounded_and_a_refusal_leaves_nothing(start):
+    async with start(gated=True, max_queued=2) as here:
+        running = await here.submit()
+        await here.processing(running)
+        ahead = await here.submit()
+        await until(lambda: len(here.script.prepared) == 2)
+        waiting = [await here.submit() for _ in range(2)]
         with pytest.raises(Busy):
-            submit(service, "d")
-        engine.open_gate()
-        for job in jobs:
-            await service.wait(job)
-        await service.wait(submit(service, "e"))
+            await here.submit()
+        assert len(here.service._storage._bodies.job_ids()) == 4
+        here.script.open_gate()
+        records = [await here.ended(job_id) for job_id in (running, ahead, *waiting)]
+        assert {record.state for record in records} == {JobState.COMPLETED}
 
 
 @scenario
-async def test_a_cancelled_job_is_failed_with_a_reason_and_the_engine_drops_it():
-    engine = ScriptedEngine(gated=True)
-    async with serving(engine) as (service, _):
-        job = submit(service, num_steps=20)
-        engine.run_steps(3)
-        await until(lambda: engine.steps.get("a") == 3)
-        service.cancel(job)
-        assert job.state is JobState.FAILED
-        with pytest.raises(JobCancelled):
-            await service.wait(job)
-        engine.run_steps(1)
-        await until(lambda: engine.cancelled == ["a"])
-        assert engine.steps["a"] <= 4
+async def test_the_next_job_is_prepared_beside_the_running_one(start):
+    async with start(gated=True) as here:
+        first, second, third = [await here.submit(f"job {i}") for i in range(3)]
+        await here.processing(first)
+        await until(lambda: here.script.prepared == ["job 0", "job 1"])
+        view = await here.service.view(second, key="")
+        assert (view.record.state, view.queue_position) == (JobState.QUEUED, 0)
+        assert (await here.service.view(third, key="")).queue_position == 1
+        here.script.open_gate()
+        await here.ended(third)
 
 
 @scenario
-async def test_cancelling_an_ended_job_changes_nothing():
-    async with serving(ScriptedEngine()) as (service, _):
-        job = await service.wait(submit(service))
-        service.cancel(job)
-        assert job.state is JobState.COMPLETED
-        assert job.files
+async def test_jobs_belong_to_their_key(start):
+    async with start() as here:
+        job_id = await here.submit(key="alice")
+        await here.ended(job_id)
+        assert (await here.service.view(job_id, key="alice")).record.id == job_id
+        for ask in (here.service.view, here.service.remove):
+            with pytest.raises(JobNotFound):
+                await ask(job_id, key="bob")
+        with pytest.raises(JobNotFound):
+            await here.service.view("0" * 32, key="alice")
 
 
 @scenario
-async def test_a_deadline_ends_a_job_that_runs_waits_or_fetches():
-    engine = ScriptedEngine(gated=True)
-    async with serving(engine) as (service, _):
-        jobs = [
-            submit(service, "running", deadline_s=0.1),
-            submit(service, "waiting", deadline_s=0.1),
-            submit(service, "fetching", deadline_s=0.1, photo="https://slow.example/a.png"),
-        ]
-        for job in jobs:
-            with pytest.raises(JobTimedOut, match=r"0\.1 seconds"):
-                await service.wait(job)
-        assert service.unfinished == ()
+async def test_unfinished_jobs_are_counted_by_key(start):
+    async with start(gated=True) as here:
+        jobs = [await here.submit(key="alice") for _ in range(3)]
+        assert (here.service.unfinished_of("alice"), here.service.unfinished_of("bob")) == (3, 0)
+        here.script.open_gate()
+        for job_id in jobs:
+            await here.ended(job_id)
+        assert here.service.unfinished_of("alice") == 0
 
 
 @scenario
-async def test_a_bad_photo_ends_its_job_before_the_engine_hears_of_it():
-    engine = ScriptedEngine()
-    async with serving(engine) as (service, _):
-        for photo in ("no base64!", base64.b64encode(b"text").decode()):
-            with pytest.raises(ImageRejected):
-                await service.wait(submit(service, photo=photo))
-        assert not engine.admitted
+async def test_cancelling_a_running_job_stops_it_within_one_step(start):
+    async with start(gated=True) as here:
+        job_id = await here.submit(num_steps=20)
+        await here.processing(job_id)
+        here.script.run_steps(3)
+        await until(lambda: here.script.steps.get(job_id) == 3)
+        removal = asyncio.create_task(here.service.remove(job_id, key=""))
+        record = await here.ended(job_id)
+        assert (record.state, record.error_code) == (JobState.FAILED, "cancelled")
+        here.script.run_steps(1)
+        await removal
+        await until(lambda: job_id in here.script.cancelled)
+        assert here.script.steps[job_id] <= 4
+        after = await here.submit("next", num_steps=1)
+        here.script.open_gate()
+        assert (await here.ended(after)).state is JobState.COMPLETED
 
 
 @scenario
-async def test_a_fault_of_the_face_stage_ends_its_own_job_only():
-    async with serving(ScriptedEngine()) as (service, stage):
-        stage.may_fetch.set()
-        with pytest.raises(EngineFailed):
-            await service.wait(submit(service, photo="https://broken.example/"))
-        await service.wait(submit(service))
+async def test_deleting_an_ended_job_deletes_its_pictures(start):
+    async with start() as here:
+        record = await here.run()
+        path, _ = await here.service.media(record.media_id, "0.png")
+        await here.service.remove(record.id, key="")
+        assert not path.exists()
+        with pytest.raises(JobNotFound):
+            await here.service.view(record.id, key="")
+        with pytest.raises(JobNotFound):
+            await here.service.media(record.media_id, "0.png")
 
 
 @scenario
-async def test_photos_are_fetched_and_decoded_while_the_engine_is_busy():
-    engine = ScriptedEngine(gated=True)
-    async with serving(engine) as (service, stage):
-        running = submit(service, "running")
-        await running.started.wait()
-        stage.may_fetch.set()
-        waiting = submit(service, "waiting", photo="https://photos.example/a.png")
-        await until(lambda: stage.decoded == 2)
-        assert engine.steps["running"] == 0
-        assert not waiting.started.is_set()
-        engine.open_gate()
-        await service.wait(waiting)
+async def test_a_deadline_ends_a_waiting_and_a_running_job(start):
+    async with start(gated=True) as here:
+        running = await here.submit(deadline_s=0.6)
+        await here.processing(running)
+        waiting = await here.submit(deadline_s=0.1)
+        for job_id in (waiting, running):
+            record = await here.ended(job_id)
+            assert (record.state, record.error_code) == (JobState.FAILED, "timed_out")
+            assert "not ready within" in record.error
 
 
 @scenario
-async def test_few_photos_wait_as_pixels_however_long_the_queue_is():
-    engine = ScriptedEngine(gated=True)
-    async with serving(engine) as (service, stage):
-        jobs = [submit(service, str(number)) for number in range(8)]
-        await until(lambda: stage.decoded >= 8)  # each was looked at
-        await until(lambda: stage.alive() <= 3)  # one is being painted, two come next
-        engine.open_gate()
-        for job in jobs:
-            await service.wait(job)
-        assert len(engine.admitted) == 8
+async def test_an_idempotency_key_gives_the_same_job_again(start):
+    async with start(gated=True) as here:
+        first = await here.submit(idempotency_key="k")
+        assert await here.submit(idempotency_key="k") == first
+        assert await here.submit(idempotency_key="k", key="bob") != first
+        with pytest.raises(IdempotencyConflict):
+            await here.submit("another body", idempotency_key="k")
+        assert here.service.unfinished_of("") == 1
+        here.script.open_gate()
+        await here.ended(first)
+        assert await here.submit(idempotency_key="k") == first
 
 
 @scenario
-async def test_jobs_cancelled_at_any_moment_give_their_places_back():
-    chance = random.Random(0)
-    async with serving(ScriptedEngine()) as (service, stage):
-        stage.decode_s = 0.001
-        for _ in range(60):
-            jobs = [submit(service, str(number), num_steps=1) for number in range(6)]
-            for job in chance.sample(jobs, 4):
-                await asyncio.sleep(chance.uniform(0, 0.003))
-                service.cancel(job)
-            await asyncio.gather(*(job.ended.wait() for job in jobs))
-        await service.wait(submit(service, "last"))
+async def test_events_tell_every_step_and_end_with_the_end(start):
+    async with start(gated=True) as here:
+        job_id = await here.submit(num_steps=3)
+        seen = []
+
+        async def listen():
+            async for view in here.service.events(job_id, key=""):
+                seen.append((view.record.state, view.step))
+
+        listener = asyncio.create_task(listen())
+        await here.processing(job_id)
+        for step in (1, 2):
+            here.script.run_steps(1)
+            await until(lambda step=step: (JobState.PROCESSING, step) in seen)
+        here.script.open_gate()
+        await asyncio.wait_for(listener, PATIENCE_S)
+        assert seen[0][0] is JobState.QUEUED
+        assert seen[-1][0] is JobState.COMPLETED
+        assert [step for _, step in seen] == sorted(step for _, step in seen)
 
 
 @scenario
-async def test_closing_fails_what_has_not_ended_and_refuses_more():
-    engine = ScriptedEngine(gated=True)
-    async with serving(engine) as (service, _):
-        jobs = [submit(service, "a"), submit(service, "b")]
-        await jobs[0].started.wait()
-        engine.open_gate()
-        await service.close()
-        for job in jobs:
-            assert job.state in (JobState.FAILED, JobState.COMPLETED)
-        assert engine.closed
+async def test_a_polite_key_is_not_delayed_by_another_keys_flood(start):
+    async with start(gated=True) as here:
+        flood = [await here.submit(f"flood {i}", key="flood", num_steps=1) for i in range(20)]
+        await here.processing(flood[0], "flood")
+        await until(lambda: len(here.script.prepared) == 2)
+        polite = await here.submit("polite", key="polite", num_steps=1)
+        await asyncio.sleep(0.3)  # its photo is there
+        here.script.run_steps(3)
+        assert (await here.ended(polite)).state is JobState.COMPLETED
+        here.script.open_gate()
+        for job_id in flood:
+            assert (await here.ended(job_id)).state is JobState.COMPLETED
+
+
+# deaths
+
+
+@scenario
+async def test_a_worker_killed_in_a_step_costs_its_job_nothing_but_time(start):
+    async with start() as here:
+        prompt = "crash once at step 2"
+        record = await here.run(prompt, num_steps=3)
+        assert (record.state, record.tries, record.deaths) == (JobState.COMPLETED, 2, 1)
+        assert same(await pictures(here, record), expected_bytes(here, prompt, num_steps=3))
+        assert len(here.script.pids) == 2
+
+
+@scenario
+async def test_a_poison_job_fails_after_its_second_death_and_its_neighbours_complete(start):
+    async with start(gated=True) as here:
+        neighbour = await here.submit("good", num_steps=2)
+        await here.processing(neighbour)
+        poison = await here.submit("crash while preparing")
+        after = await here.submit("after")
+        here.script.open_gate()
+        record = await here.ended(poison)
+        assert (record.state, record.deaths) == (JobState.FAILED, 2)
+        assert "died twice" in record.error
+        for job_id in (neighbour, after):
+            assert (await here.ended(job_id)).state is JobState.COMPLETED
+        assert here.lost == []
+
+
+@scenario
+async def test_a_stopped_worker_is_killed_and_its_job_done_by_the_next(start):
+    async with start(stall_floor_s=0.5) as here:
+        record = await here.run("stall once at step 2", num_steps=3)
+        assert (record.state, record.deaths) == (JobState.COMPLETED, 1)
+
+
+@scenario
+async def test_out_of_memory_is_503_in_v1_and_tried_again_in_v2(start):
+    async with start() as here:
+        record = await here.run("oom once at step 1")
+        assert (record.state, record.tries) == (JobState.COMPLETED, 2)
+        record = await here.run("oom once at step 2", api="v1")
+        assert (record.state, record.error_code) == (JobState.FAILED, "out_of_memory")
+
+
+@scenario
+async def test_an_unexplained_fault_is_tried_three_times_in_v2(start):
+    async with start() as here:
+        record = await here.run("raise at step 1")
+        assert (record.state, record.error_code, record.tries) == (JobState.FAILED, "engine_failed", 3)
+        assert (await here.run("fine")).state is JobState.COMPLETED
+
+
+@scenario
+async def test_a_worker_killed_from_outside_while_idle_is_replaced(start):
+    async with start() as here:
+        os.kill(here.script.pids[0], signal.SIGKILL)
+        await until(lambda: here.service.not_ready_reason is not None)
+        assert "started again" in here.service.not_ready_reason
+        assert (await here.run()).state is JobState.COMPLETED
+
+
+@scenario
+async def test_two_devices_share_the_queue(start):
+    async with start(devices=("a", "b"), gated=True) as here:
+        devices = here.service._runner._dispatcher._devices
+        await until(lambda: all(device.ready for device in devices.values()))
+        jobs = [await here.submit(f"job {i}") for i in range(4)]
+        for job_id in jobs[:2]:
+            await here.processing(job_id)
+        here.script.open_gate()
+        assert {(await here.ended(job_id)).state for job_id in jobs} == {JobState.COMPLETED}
+
+
+# the end of the server
+
+
+@scenario
+async def test_after_a_stop_v2_jobs_go_on_and_v1_jobs_are_failed(start):
+    async with start(gated=True) as here:
+        running = await here.submit("running", seed=5)
+        await here.processing(running)
+        waiting = await here.submit("waiting")
+        sync = await here.submit("sync", api="v1")
+    async with start() as again:
+        for job_id in (running, waiting):
+            record = await again.ended(job_id)
+            assert record.state is JobState.COMPLETED
+        record = (await again.service.view(running, key="")).record
+        assert same(await pictures(again, record), expected_bytes(again, "running", seed=5))
+        assert record.tries == 2
+        assert (await again.service.view(sync, key="")).record.state is JobState.FAILED
+
+
+@scenario
+async def test_a_random_seed_survives_a_restart(start):
+    """The seed was drawn when the job was accepted; the body on disk does not have it."""
+    async with start(gated=True) as here:
+        job_id = await here.submit("p", seed=123)
+        storage = here.service._storage
+        record = await storage.get(job_id)
+        await storage.save(replace(record, seed=456))
+    async with start() as again:
+        record = await again.ended(job_id)
+        assert same(await pictures(again, record), expected_bytes(again, "p", seed=456))
+
+
+@scenario
+async def test_tries_are_counted_over_restarts_and_used_up_after_three(start):
+    job_id = None
+    for _ in range(3):
+        async with start(gated=True) as here:
+            job_id = job_id or await here.submit()
+            await here.processing(job_id)
+            await asyncio.sleep(0.1)  # the beginning is written behind the job's back
+    async with start() as here:
+        record = await here.ended(job_id)
+        assert (record.state, record.error_code) == (JobState.FAILED, "interrupted")
+
+
+@scenario
+async def test_a_drain_finishes_what_runs_refuses_what_comes_and_keeps_what_waits(start):
+    async with start(gated=True) as here:
+        running, waiting = await here.submit("running"), await here.submit("waiting")
+        await here.processing(running)
+        sync = await here.submit("sync", api="v1")
+        here.service.begin_drain()
+        assert here.service.not_ready_reason is not None
         with pytest.raises(NotReady):
-            submit(service, "c")
+            await here.submit()
+        assert (await here.ended(sync)).error_code == "not_ready"
+        here.script.open_gate()
+        await asyncio.wait_for(here.service.drained(), PATIENCE_S)
+        assert (await here.ended(running)).state is JobState.COMPLETED
+        assert await here.state(waiting) is JobState.QUEUED
+    async with start() as again:
+        assert (await again.ended(waiting)).state is JobState.COMPLETED
 
 
 @scenario
-async def test_a_lost_engine_fails_every_job_and_tells_the_owner():
-    class DyingEngine(ScriptedEngine):
-        def step(self):
-            super().step()
-            raise SystemExit
+async def test_files_of_unknown_jobs_are_cleared_at_start(start):
+    async with start() as here:
+        record = await here.run()
+        data = here.service._storage._data_dir
+        here.service._storage._bodies.write("a" * 32, b"{}")
+        stray_media = data.media / ("b" * 32)
+    stray_media.mkdir()
+    (stray_media / "0.png").write_bytes(PICTURE)
+    async with start() as again:
+        assert again.service._storage._bodies.job_ids() == set()
+        assert not stray_media.exists()
+        assert (await again.service.media(record.media_id, "0.png"))[0].exists()
 
-    engine, lost = DyingEngine(gated=True), []
-    async with serving(engine, on_lost=lost.append) as (service, _):
-        jobs = [submit(service, "a"), submit(service, "b")]
-        engine.run_steps(1)
-        for job in jobs:
-            with pytest.raises(EngineFailed):
-                await service.wait(job)
-        assert len(lost) == 1
-        assert service.not_ready_reason == str(lost[0])
+
+@scenario
+async def test_nothing_is_accepted_on_a_full_disk_and_reads_go_on(start):
+    async with start() as here:
+        record = await here.run()
+        here.service._storage._min_free_bytes = 2**62
+        assert "disk" in here.service.not_ready_reason
+        with pytest.raises(NotReady, match="disk"):
+            await here.submit()
+        assert (await here.service.view(record.id, key="")).record.state is JobState.COMPLETED
+        here.service._storage._min_free_bytes = 0
+        assert (await here.run()).state is JobState.COMPLETED
+
+
+@scenario
+async def test_records_go_after_their_time_and_pictures_after_theirs(start):
+    async with start(result_ttl_s=0.05, media_ttl_s=0.4) as here:
+        record = await here.run()
+        path, _ = await here.service.media(record.media_id, "0.png")
+        await asyncio.sleep(0.1)
+        await here.service._storage.sweep(0.05)
+        with pytest.raises(JobNotFound):
+            await here.service.view(record.id, key="")
+        assert path.exists()
+        await asyncio.sleep(0.4)
+        await here.service._storage.sweep(0.05)
+        assert not path.exists()
+
+
+@scenario
+async def test_a_second_server_on_the_same_folder_is_refused(start):
+    async with start() as here:
+        other = JobStorage(here.service._storage._data_dir.root)
+        with pytest.raises(Exception, match="Another server"):
+            await other.open()
+
+
+def test_nothing_blocks_the_loop_while_jobs_run(tmp_path):
+    """Between two ticks of 5 ms never more than 100 ms pass, although ten jobs with photos run."""
+
+    async def run():
+        async with serving(tmp_path, photo=PHOTO, picture=PICTURE) as here:
+            loop, worst = asyncio.get_running_loop(), 0.0
+
+            async def tick():
+                nonlocal worst
+                while True:
+                    before = loop.time()
+                    await asyncio.sleep(0.005)
+                    worst = max(worst, loop.time() - before)
+
+            ticking = asyncio.create_task(tick())
+            await asyncio.gather(*(here.run(f"job {i}") for i in range(10)))
+            ticking.cancel()
+            assert worst < 0.1
+
+    anyio.run(run)

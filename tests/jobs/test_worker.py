@@ -1,174 +1,537 @@
-"""The worker's loop alone: one thread, one engine, notes in, reports out."""
+"""One worker process and its pipe: messages in, events out, pictures on disk, one exit code."""
 
-import queue
-import threading
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+from dataclasses import replace
+from functools import partial
+from io import BytesIO
+from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from fakes import PATIENCE_S, ScriptedEngine
-from pulid.engine import GenerationRequest, StepEvent
-from pulid.errors import Busy, DeviceUnavailable, EngineFailed, NoFaceFound
-from server.jobs.worker import EngineLost, EngineReady, JobStarted, Worker
+from fakes import PATIENCE_S, SECRET, Script, flat_picture, paint
+from pulid.engine import EngineInfo, GenerationRequest
+from pulid.errors import DeviceUnavailable, EngineFailed, ImageRejected, NoFaceFound, OutOfMemory
+from server.jobs.files import OutputOptions
+from server.jobs.job import StoreFull
+from server.jobs.messages import (
+    Admit,
+    Cancel,
+    DeviceFault,
+    EngineFailedToLoad,
+    EngineReady,
+    Finished,
+    JobFailed,
+    Prepare,
+    Prepared,
+    Preparing,
+    Stepped,
+    Stepping,
+    Stop,
+)
+from server.jobs.worker import (
+    EXIT_FAULT,
+    EXIT_NO_ENGINE,
+    EXIT_ORPHANED,
+    EXIT_STOPPED,
+    MAX_UNSAVED,
+    WorkerSetup,
+    run_worker,
+)
+from server.security.image_decode import decode_image
+
+SPAWN = multiprocessing.get_context("spawn")
+PHOTO = flat_picture(48, 64, (200, 120, 90))
 
 
 class Desk:
-    """A worker and what it reports, in order."""
+    """The server's end of one worker process."""
 
-    def __init__(self, engine, create_engine=None):
-        self.reports = queue.Queue()
-        self.engine = engine
-        self.worker = Worker(create_engine or (lambda: engine), self.reports.put)
-        self.worker.start()
+    def __init__(self, folder, script):
+        self.folder = folder
+        self.script = script
+        self.media = folder / "media"
+        self.media.mkdir()
+        self.photo = folder / "photo"
+        Image.fromarray(PHOTO).save(self.photo, "PNG")
+        setup = WorkerSetup(
+            device="here",
+            create_engine=script,
+            decode_photo=partial(decode_image, max_megapixels=1.0),
+            media_folder=self.media,
+            log_format="json",
+        )
+        self.pipe, theirs = SPAWN.Pipe()
+        self.process = SPAWN.Process(target=run_worker, args=(theirs, setup), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.events = []  # everything heard
+
+    def ready(self):
+        self.until(EngineReady)
+        return self
+
+    def prepare(self, prompt="p", *, job="a", photo=None, output=None, **changes):
+        """Send Prepare; returns the request as the engine will see it."""
+        request = GenerationRequest(
+            **{"prompt": prompt, "seed": 7, "width": 64, "height": 48, "num_steps": 3} | changes
+        )
+        self.pipe.send(
+            Prepare(
+                job_id=job,
+                request=request,
+                photo=photo or self.photo,
+                output=output or OutputOptions(format="png"),
+                media_id=media_id(job),
+            )
+        )
+        return replace(request, id_image=PHOTO)
+
+    def run(self, prompt="p", *, job="a", **changes):
+        """A whole job; returns its last event."""
+        self.prepare(prompt, job=job, **changes)
+        self.pipe.send(Admit(job))
+        return self.end_of(job)
 
     def next(self):
-        return self.reports.get(timeout=PATIENCE_S)
+        assert self.pipe.poll(PATIENCE_S), f"nothing was said after {self.events[-3:]}"
+        self.events.append(self.pipe.recv())
+        return self.events[-1]
 
-    def last_of(self, job_id):
-        """Read on until a job's last event."""
+    def until(self, kind, job=None):
+        """Read on to the next event of a kind (of a job)."""
         while True:
-            report = self.next()
-            if isinstance(report, StepEvent) and report.job_id == job_id and report.is_last:
-                return report
+            event = self.next()
+            if isinstance(event, kind) and job in (None, getattr(event, "job_id", None)):
+                return event
+
+    def end_of(self, job):
+        return self.until(Finished | JobFailed, job)
+
+    def said(self, job):
+        """The kinds of everything that was said about a job, without repetitions."""
+        kinds = [type(event) for event in self.events if getattr(event, "job_id", None) == job]
+        return list(dict.fromkeys(kinds))
+
+    def stored(self, job="a"):
+        """The pictures of a job as they are on disk."""
+        folder = self.media / media_id(job)
+        return [np.asarray(Image.open(BytesIO(path.read_bytes()))) for path in sorted(folder.iterdir())]
+
+    def exit_code(self):
+        """Read to the end of the pipe, wait for the process."""
+        try:
+            while True:
+                self.next()
+        except (EOFError, OSError):
+            self.process.join(PATIENCE_S)
+            return self.process.exitcode
+
+    def close(self):
+        self.process.kill()
+        self.process.join()
+        self.process.close()
+        self.pipe.close()
+
+
+def media_id(job):
+    return f"{ord(job):032x}"
 
 
 @pytest.fixture
-def desk():
-    """Make desks; their workers are stopped at the end."""
+def desk(tmp_path):
+    """Start a worker; it is killed at the end."""
     desks = []
 
-    def make(engine=None, **options):
-        desks.append(Desk(engine or ScriptedEngine(), **options))
+    def start(**script):
+        desks.append(Desk(tmp_path, Script(tmp_path, **script)))
         return desks[-1]
 
-    yield make
+    yield start
     for made in desks:
-        made.worker.stop(PATIENCE_S)
+        made.close()
 
 
-def asked(prompt="p", num_steps=3):
-    return GenerationRequest(prompt=prompt, seed=1, width=32, height=32, num_steps=num_steps)
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """One worker for all tests that leave it as they found it."""
+    folder = tmp_path_factory.mktemp("worker")
+    made = Desk(folder, Script(folder)).ready()
+    yield made
+    made.close()
 
 
-def test_a_job_is_started_stepped_and_reported_to_its_end(desk):
-    made = desk()
-    assert made.next() == EngineReady(made.engine.info)
-    made.worker.admit("a", asked(num_steps=3))
-    assert made.next() == JobStarted("a")
-    events = [made.next() for _ in range(3)]
-    assert [(event.step, event.is_last) for event in events] == [(1, False), (2, False), (3, True)]
-    assert events[-1].result.images[0].shape == (32, 32, 3)
+# a job from its photo to its files
 
 
-def test_jobs_run_in_the_order_in_which_they_came(desk):
-    made = desk()
-    for job_id in "abc":
-        made.worker.admit(job_id, asked())
-    assert made.last_of("c").result is not None
-    assert list(made.engine.admitted) == ["a", "b", "c"]
+def test_a_job_is_prepared_started_stepped_and_saved_in_this_order(shared):
+    request = shared.prepare(num_outputs=2, seed=40)
+    shared.pipe.send(Admit("a"))
+    events = [shared.next() for _ in range(7)]
+    assert events[0] == Preparing("a")
+    assert isinstance(events[1], Prepared)
+    assert set(events[1].timings) == {"decode_photo", "face", "text"}
+    assert events[2:6] == [Stepping("a"), *(Stepped("a", step, 3) for step in (1, 2, 3))]
+    assert isinstance(events[6], Finished)
+    assert set(events[6].timings) == {"face", "text", "denoise", "decode", "encode"}
+    files = events[6].files
+    assert [(file.name, file.content_type, file.width, file.height) for file in files] == [
+        ("0.png", "image/png", 64, 48),
+        ("1.png", "image/png", 64, 48),
+    ]
+    for picture, expected, file in zip(shared.stored(), paint(request).images, files, strict=True):
+        assert np.array_equal(picture, expected)
+        assert file.size == (shared.media / media_id("a") / file.name).stat().st_size
 
 
-def test_an_engine_with_room_gets_a_second_job_between_two_steps(desk):
-    engine = ScriptedEngine(gated=True, places=2)
-    made = desk(engine)
-    made.worker.admit("a", asked(num_steps=5))
-    assert engine.wait_for(lambda: "a" in engine.admitted)
-    made.worker.admit("b", asked(num_steps=5))
-    engine.run_steps(1)
-    assert engine.wait_for(lambda: "b" in engine.admitted)
-    assert engine.steps["a"] == 1
-    engine.open_gate()
-    assert made.last_of("b").result is not None
+def test_when_finished_is_said_the_pictures_have_their_final_names(shared):
+    assert isinstance(shared.run(output=OutputOptions(format="webp")), Finished)
+    assert [path.name for path in shared.media.iterdir() if path.name == media_id("a")]
+    assert not list(shared.media.glob("*.tmp"))
+
+
+def test_an_admission_that_comes_before_the_preparation_is_done_waits_for_it(shared):
+    shared.prepare("slow 0.1 s while preparing", job="b")
+    shared.pipe.send(Admit("b"))
+    assert isinstance(shared.end_of("b"), Finished)
+    assert shared.said("b") == [Preparing, Prepared, Stepping, Stepped, Finished]
+
+
+def test_a_prepared_job_waits_for_its_admission(shared):
+    shared.prepare(job="c")
+    shared.until(Prepared, "c")
+    assert not shared.pipe.poll(0.1)
+    shared.pipe.send(Admit("c"))
+    assert isinstance(shared.end_of("c"), Finished)
+
+
+def test_cancelling_what_is_unknown_or_done_harms_nothing(shared):
+    shared.pipe.send(Cancel("z"))
+    shared.pipe.send(Admit("z"))
+    assert isinstance(shared.run(job="d"), Finished)
+    shared.pipe.send(Cancel("d"))
+    assert isinstance(shared.run(job="e"), Finished)
+
+
+def test_a_job_that_was_cancelled_may_come_again_under_the_same_id(shared):
+    shared.prepare("first, slow 0.1 s while preparing", job="f")
+    shared.until(Preparing, "f")
+    shared.pipe.send(Cancel("f"))
+    again = shared.prepare("second", job="f")
+    shared.pipe.send(Admit("f"))
+    assert isinstance(shared.end_of("f"), Finished)
+    assert np.array_equal(shared.stored("f")[0], paint(again).images[0])
+
+
+# side by side
+
+
+def test_the_next_photo_is_read_in_the_middle_of_a_step(desk):
+    made = desk(gated=True).ready()
+    made.prepare(job="a")
+    made.pipe.send(Admit("a"))
+    made.until(Stepping, "a")  # and now it stands at the gate
+    made.prepare(job="b")
+    made.until(Prepared, "b")
+    assert made.script.steps == {}
+    made.script.open_gate()
+    assert isinstance(made.end_of("a"), Finished)
+
+
+def test_saving_overlaps_the_steps_of_the_next_job(desk):
+    made = desk(gated=True).ready()
+    for job in "ab":
+        made.prepare(job=job, num_steps=1, width=1024, height=1024, output=OutputOptions(format="webp"))
+        made.pipe.send(Admit(job))
+    made.until(Prepared, "b")
+    made.script.run_steps(1)
+    made.until(Stepping, "b")
+    assert isinstance(made.end_of("a"), Finished), "saved, though the engine stands at the gate"
+    assert made.script.steps == {"a": 1}
+
+
+def test_while_many_pictures_wait_for_the_disk_no_further_job_is_admitted(shared):
+    made, jobs = shared, "lmnopqrs"
+    made.events.clear()
+    for job in jobs:
+        made.prepare(job=job, num_steps=1, width=1024, height=1024, output=OutputOptions(format="webp"))
+        made.pipe.send(Admit(job))
+    made.end_of(jobs[-1])
+    unsaved, most = 0, 0
+    for event in made.events:
+        unsaved += isinstance(event, Stepped) - isinstance(event, Finished)
+        most = max(most, unsaved)
+    assert 1 < most <= MAX_UNSAVED < len(jobs)
+    assert sum(isinstance(event, Finished) for event in made.events) == len(jobs)
+
+
+def test_an_engine_with_room_runs_two_jobs_at_once(desk):
+    made = desk(gated=True, places=2).ready()
+    for job in "abc":
+        made.prepare(job=job, num_steps=5)
+        made.pipe.send(Admit(job))
+    made.until(Prepared, "c")
+    made.script.run_steps(2)
+    made.until(Stepped, "b")
+    assert list(made.script.admitted) == ["a", "b"], "the engine has two places"
+    made.script.open_gate()
+    assert isinstance(made.end_of("c"), Finished)
+    assert list(made.script.admitted) == ["a", "b", "c"]
+    assert made.script.steps == {"a": 5, "b": 5, "c": 5}
+
+
+# cancels
 
 
 def test_a_job_cancelled_while_running_stops_within_one_step(desk):
-    engine = ScriptedEngine(gated=True)
-    made = desk(engine)
-    made.worker.admit("a", asked(num_steps=20))
-    engine.run_steps(3)
-    assert engine.wait_for(lambda: engine.steps.get("a") == 3)
-    made.worker.cancel("a")
-    engine.run_steps(1)  # the one that may be running already
-    assert engine.wait_for(lambda: engine.cancelled == ["a"])
-    assert engine.steps["a"] <= 4
+    made = desk(gated=True).ready()
+    made.prepare(job="a", num_steps=20)
+    made.pipe.send(Admit("a"))
+    made.script.run_steps(3)
+    made.until(Stepped, "a")
+    assert made.script.wait_for(lambda: made.script.steps.get("a") == 3)
+    made.pipe.send(Cancel("a"))
+    made.prepare(job="b", num_steps=1)
+    made.pipe.send(Admit("b"))
+    made.until(Prepared, "b")  # the cancel was read before it
+    made.script.open_gate()
+    assert isinstance(made.end_of("b"), Finished)
+    assert made.script.cancelled == ["a"]
+    assert made.script.steps["a"] <= 4, "the step that was running, and none after it"
+    assert Finished not in made.said("a")
 
 
-def test_a_job_cancelled_while_waiting_is_never_begun(desk):
-    engine = ScriptedEngine(gated=True)
-    made = desk(engine)
-    for job_id in "abc":
-        made.worker.admit(job_id, asked())
-    made.worker.cancel("b")
-    engine.open_gate()
-    assert made.last_of("c").result is not None
-    assert list(engine.admitted) == ["a", "c"]
+def test_a_job_cancelled_while_it_is_prepared_is_dropped(shared):
+    shared.prepare("slow 0.2 s while preparing", job="g")
+    shared.until(Preparing, "g")
+    shared.pipe.send(Cancel("g"))
+    shared.pipe.send(Admit("g"))
+    assert isinstance(shared.run(job="h"), Finished)
+    assert shared.said("g") == [Preparing]
+    assert "g" not in shared.script.admitted
 
 
-def test_cancelling_what_is_unknown_or_done_harms_nothing(desk):
-    made = desk()
-    made.worker.cancel("nobody")
-    made.worker.admit("a", asked())
-    made.last_of("a")
-    made.worker.cancel("a")
-    made.worker.admit("b", asked())
-    assert made.last_of("b").result is not None
+def test_a_job_cancelled_before_it_is_prepared_is_never_read(shared):
+    shared.prepare("slow 0.2 s while preparing", job="i")
+    shared.until(Preparing, "i")
+    shared.prepare("the second of three", job="j")
+    shared.pipe.send(Cancel("j"))
+    assert isinstance(shared.run("the third of three", job="k"), Finished)
+    assert "the second of three" not in shared.script.prepared
+    assert shared.said("j") == []
 
 
-@pytest.mark.parametrize("fault", [NoFaceFound(), Busy("full"), EngineFailed("broken")])
-def test_an_engines_own_error_at_admission_reaches_the_job_as_it_is(desk, fault):
-    made = desk()
-    made.engine.fail_admit["bad"] = fault
-    made.worker.admit("a", asked("bad"))
-    assert made.last_of("a").error is fault
-    made.worker.admit("b", asked())
-    assert made.last_of("b").result is not None
+# errors of one job
 
 
-def test_an_unexpected_error_becomes_an_engine_fault_without_its_text(desk):
-    made = desk()
-    made.engine.fail_admit["bad"] = RuntimeError("a private prompt")
-    made.worker.admit("a", asked("bad"))
-    error = made.last_of("a").error
-    assert isinstance(error, EngineFailed)
-    assert "private" not in str(error)
-    assert error.__traceback__ is None, "a traceback keeps tensors alive"
-    assert error.__context__ is None
+def test_an_unexpected_error_ends_its_job_without_a_word_of_its_text(capfd, desk):
+    made = desk().ready()
+    for order in ("raise while preparing", "raise at admission", "raise at step 2"):
+        failed = made.run(order)
+        assert isinstance(failed.error, EngineFailed)
+        assert "internal fault" in str(failed.error)
+        assert SECRET not in str(failed.error)
+    assert isinstance(made.run(job="b"), Finished), "the next one runs"
+    logged = capfd.readouterr().err
+    assert SECRET not in logged
+    for line in map(json.loads, logged.splitlines()):
+        assert (line["exception"], line["job_id"], line["device"]) == ("RuntimeError", "a", "here")
+        assert any("fakes.py" in place for place in line["trace"])
+    assert len(logged.splitlines()) == 3
+
+
+def test_a_photo_without_a_face_is_told_before_the_current_step_is_done(desk):
+    made = desk(gated=True).ready()
+    made.prepare(job="a")
+    made.pipe.send(Admit("a"))
+    made.until(Stepping, "a")
+    made.prepare("no face", job="b")
+    failed = made.end_of("b")
+    assert isinstance(failed.error, NoFaceFound)
+    assert str(failed.error) == str(NoFaceFound())
+    assert made.script.steps == {}
+
+
+def test_a_file_that_is_no_photo_is_refused_and_the_limit_is_the_servers(shared, tmp_path):
+    (tmp_path / "text").write_text("hello")
+    assert isinstance(shared.run(photo=tmp_path / "text").error, ImageRejected)
+    large = tmp_path / "large"
+    Image.fromarray(flat_picture(1010, 1000, (1, 2, 3))).save(large, "PNG")
+    assert "1 megapixels" in str(shared.run(photo=large).error)
 
 
 def test_a_step_that_breaks_ends_all_that_were_in_it_and_no_other(desk):
-    engine = ScriptedEngine(gated=True, places=2)
-    made = desk(engine)
-    engine.fail_step["bad"] = RuntimeError("x")
-    made.worker.admit("a", asked())
-    made.worker.admit("b", asked("bad"))
-    made.worker.admit("c", asked())
-    engine.open_gate()
-    errors = {event.job_id: event.error for event in (made.last_of("a"), made.last_of("b"))}
-    assert all(isinstance(error, EngineFailed) for error in errors.values())
-    assert set(engine.cancelled) == {"a", "b"}
-    assert made.last_of("c").result is not None
+    made = desk(gated=True, places=2).ready()
+    for job, prompt in {"a": "good", "b": "raise at step 2", "c": "later"}.items():
+        made.prepare(prompt, job=job)
+        made.pipe.send(Admit(job))
+    made.until(Prepared, "c")
+    made.script.open_gate()
+    assert isinstance(made.end_of("c"), Finished)
+    failed = {event.job_id: event.error for event in made.events if isinstance(event, JobFailed)}
+    assert "b" in failed
+    assert all(isinstance(error, EngineFailed) for error in failed.values())
+    assert set(made.script.cancelled) == set(failed)
 
 
-def test_a_setup_error_is_reported_as_it_is_and_the_thread_ends(desk):
-    fault = DeviceUnavailable("no card")
+@pytest.mark.skipif(sys.platform != "linux", reason="sets a limit of another process")
+def test_a_full_disk_fails_the_job_and_is_said_so(desk):
+    made = desk().ready()
+    large = {"width": 1536, "height": 1536, "output": OutputOptions(format="jpg")}
+    set_file_size_limit(made.process.pid, 6_000)
+    assert isinstance(made.run(**large).error, StoreFull)
+    assert not list(made.media.iterdir())
+    set_file_size_limit(made.process.pid, 10**9)
+    assert isinstance(made.run(**large), Finished), "it serves again when there is room"
+    assert made.events[-1].files[0].size > 6_000
 
-    def create_engine():
-        raise fault
 
-    made = desk(create_engine=create_engine)
-    assert made.next() == EngineLost(fault)
-    made.worker.stop(PATIENCE_S)
-    assert not made.worker.is_alive
+def set_file_size_limit(pid, size):
+    """Larger files fail with EFBIG, as on a full disk; of one process alone."""
+    _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, hard))
+
+
+# errors of the device
+
+
+@pytest.mark.parametrize("when", ["while preparing", "at step 1"])
+def test_out_of_memory_fails_its_job_and_the_second_in_a_row_ends_the_worker(desk, when):
+    made = desk().ready()
+    assert isinstance(made.run(f"oom {when}", job="a").error, OutOfMemory)
+    assert isinstance(made.run(job="b"), Finished), "a picture in between: the row starts anew"
+    assert isinstance(made.run(f"oom {when}", job="c").error, OutOfMemory)
+    assert isinstance(made.run(f"oom {when}", job="d").error, OutOfMemory)
+    assert "in a row" in made.until(DeviceFault).reason
+    assert made.exit_code() == EXIT_FAULT
+
+
+@pytest.mark.parametrize("when", ["while preparing", "at step 2"])
+def test_a_lost_device_ends_the_worker_but_not_the_job(desk, when):
+    made = desk().ready()
+    made.prepare(f"lose the device {when}", job="a")
+    made.pipe.send(Admit("a"))
+    assert made.until(DeviceFault).reason == "The device reported a fault."
+    assert made.exit_code() == EXIT_FAULT
+    assert JobFailed not in made.said("a"), "it is tried again elsewhere"
+
+
+def test_pictures_that_are_done_are_saved_although_the_device_is_lost(desk):
+    made = desk(gated=True).ready()
+    for job, prompt in {"a": "good", "b": "lose the device at step 1"}.items():
+        made.prepare(prompt, job=job, num_steps=1, width=1024, height=1024)
+        made.pipe.send(Admit(job))
+    made.until(Prepared, "b")
+    made.script.open_gate()
+    assert made.exit_code() == EXIT_FAULT
+    assert made.said("a")[-1] is Finished
+    assert len(made.stored("a")) == 1
+
+
+# loading and ending
+
+
+def test_a_ready_worker_says_what_engine_it_has(desk):
+    made = desk(notice="abstract")
+    info = made.until(EngineReady).info
+    expected = {"profile": "scripted", "device": "here", "notice": "abstract"}
+    assert info == EngineInfo(**expected, details={"pid": str(made.process.pid)})
+
+
+def test_messages_that_come_while_the_engine_is_loaded_are_done_afterwards(desk):
+    made = desk(slow_to_load=True)
+    made.prepare(job="a")
+    made.pipe.send(Admit("a"))
+    made.prepare(job="b")
+    made.pipe.send(Cancel("b"))
+    assert made.script.wait_for(lambda: made.script.pids)
+    made.script.let_load()
+    assert isinstance(made.next(), EngineReady)
+    assert isinstance(made.end_of("a"), Finished)
+    assert made.said("b") == []
+
+
+def test_an_engine_that_cannot_be_set_up_is_reported_as_it_is(desk):
+    made = desk(load_error=DeviceUnavailable("There is no such card."))
+    error = made.until(EngineFailedToLoad).error
+    assert (type(error), str(error)) == (DeviceUnavailable, "There is no such card.")
+    assert made.exit_code() == EXIT_NO_ENGINE
+
+
+def test_any_other_error_of_loading_is_a_fault_that_another_start_may_cure(desk):
+    made = desk(load_error=RuntimeError("driver"))
+    assert "could not be created: RuntimeError('driver')" in made.until(DeviceFault).reason
+    assert made.exit_code() == EXIT_FAULT
 
 
 def test_stopping_ends_after_the_current_step_and_closes_the_engine(desk):
-    engine = ScriptedEngine(gated=True)
-    made = desk(engine)
-    made.worker.admit("a", asked(num_steps=20))
-    assert engine.wait_for(lambda: "a" in engine.admitted)
-    stopper = threading.Thread(target=made.worker.stop, args=(PATIENCE_S,))
-    stopper.start()
-    engine.run_steps(2)
-    stopper.join(PATIENCE_S)
-    assert engine.closed
-    assert not made.worker.is_alive
-    assert engine.steps["a"] <= 2
+    made = desk(gated=True).ready()
+    made.prepare(job="a", num_steps=20)
+    made.pipe.send(Admit("a"))
+    made.until(Stepping, "a")
+    made.pipe.send(Stop())
+    made.prepare(job="b")
+    made.until(Prepared, "b")  # the stop was read before it
+    made.script.run_steps(3)
+    assert made.exit_code() == EXIT_STOPPED
+    assert made.script.steps == {"a": 1}
+    assert made.script.closed
+
+
+def test_stopping_saves_the_pictures_that_are_done(desk):
+    made = desk(gated=True).ready()
+    made.prepare(job="a", num_steps=1, width=1024, height=1024)
+    made.pipe.send(Admit("a"))
+    made.until(Stepping, "a")
+    made.pipe.send(Stop())
+    made.prepare(job="b")
+    made.until(Prepared, "b")
+    made.script.open_gate()
+    assert made.exit_code() == EXIT_STOPPED
+    assert made.said("a")[-1] is Finished
+    assert len(made.stored("a")) == 1
+
+
+def test_stopping_does_not_wait_for_an_engine_that_is_being_loaded(desk):
+    made = desk(slow_to_load=True)
+    assert made.script.wait_for(lambda: made.script.pids)
+    made.pipe.send(Stop())
+    assert made.exit_code() == EXIT_STOPPED
+
+
+@pytest.mark.parametrize("doing", ["loading", "idle", "stepping"])
+def test_a_worker_dies_with_its_server_at_once_whatever_it_does(desk, doing):
+    made = desk(slow_to_load=doing == "loading")
+    if doing == "loading":
+        assert made.script.wait_for(lambda: made.script.pids)
+    else:
+        made.ready()
+    if doing == "stepping":
+        made.prepare("stall at step 1")
+        made.pipe.send(Admit("a"))
+        made.until(Stepping)
+    made.pipe.close()
+    made.process.join(PATIENCE_S)
+    assert made.process.exitcode == EXIT_ORPHANED
+
+
+def test_ctrl_c_in_the_terminal_does_not_reach_a_worker_and_sigterm_does(desk):
+    made = desk().ready()
+    os.kill(made.process.pid, signal.SIGINT)
+    assert isinstance(made.run(), Finished)
+    made.process.terminate()
+    assert made.exit_code() == -signal.SIGTERM
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_worker_around_a_scripted_engine_does_without_torch(shared):
+    assert isinstance(shared.run(), Finished)
+    mapped = Path(f"/proc/{shared.process.pid}/maps").read_text()
+    assert "numpy" in mapped
+    assert "libtorch" not in mapped

@@ -1,16 +1,19 @@
-"""The engine as the server drives it: admit, step, cancel, rows side by side."""
+"""The engine as the server drives it: prepare, admit, step, cancel, rows side by side, broken devices."""
 
 import dataclasses
+import threading
+import weakref
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch
 
 from model.portraits import difference, generate, photo, picture, portrait, results, within_one_level
-from pulid.errors import Busy, NoFaceFound
+from pulid.errors import Busy, DeviceLost, NoFaceFound, OutOfMemory
 from pulid.flux import latents, sampling
 from pulid.identity.attention import FoldedIdentity, ReferenceIdentity
-from pulid.pipeline import MAX_ROWS, SEED_RANGE, PulidFluxEngine
+from pulid.pipeline import MAX_ROWS, SEED_RANGE, PulidFluxEngine, _content_of
 from pulid.profiles import PROFILES
 
 DIFFERENT_REQUESTS = {
@@ -216,4 +219,165 @@ def test_a_full_engine_says_busy(engine):
 
 
 def test_prepared_identities_are_of_the_profiles_form(engine):
-    assert isinstance(engine._prepared(portrait(), engine._encoder.unconditional()), FoldedIdentity)
+    assert isinstance(engine._folded(portrait(), engine._encoder.unconditional()), FoldedIdentity)
+
+
+# prepare
+
+
+def run_prepared(engine, prepared):
+    engine.admit("job", prepared)
+    while events := engine.step():
+        if events[-1].is_last:
+            return events[-1].result
+    raise AssertionError("no last event")
+
+
+@pytest.mark.parametrize("name", DIFFERENT_REQUESTS)
+def test_a_prepared_request_gives_the_bytes_of_the_same_request_admitted_whole(engine, name):
+    request = DIFFERENT_REQUESTS[name]
+    got = run_prepared(engine, engine.prepare(request))
+    alone = generate(engine, request)
+    assert got.seeds == alone.seeds
+    for image, expected in zip(got.images, alone.images, strict=True):
+        assert np.array_equal(image, expected)
+
+
+def test_a_prepared_request_no_longer_holds_the_photo_and_knows_its_timings(engine):
+    request = portrait()
+    prepared = engine.prepare(request)
+    assert prepared.request == dataclasses.replace(request, id_image=None)
+    assert set(prepared.timings) == {"face", "text"}
+    assert engine.step() == [], "preparing puts nothing in flight"
+    assert set(run_prepared(engine, prepared).timings) == {"face", "text", "denoise", "decode"}
+
+
+def test_preparing_reads_the_face_and_both_prompts_so_that_admitting_does_not(engine, monkeypatch):
+    prepared = engine.prepare(portrait("obama", true_cfg=2.0))
+
+    def forbidden(*args):
+        raise AssertionError("read again")
+
+    monkeypatch.setattr(engine._faces, "read", forbidden)
+    monkeypatch.setattr(engine._text, "encode", forbidden)
+    monkeypatch.setattr(engine._encoder, "unconditional", forbidden)
+    assert len(run_prepared(engine, prepared).images) == 1
+
+
+def test_a_photo_without_a_face_is_refused_when_it_is_prepared(engine):
+    with pytest.raises(NoFaceFound):
+        engine.prepare(portrait(id_image=np.full((300, 300, 3), 127, np.uint8)))
+
+
+def test_preparing_beside_the_steps_changes_neither_picture(engine):
+    """Photos and prompts that are in no cache are read in a second thread while steps run."""
+    running = portrait("obama", seed=11, num_steps=12)
+    fresh = photo("collins").copy()
+    fresh[0, 0] ^= 1
+    ahead = portrait(id_image=fresh, prompt="a prompt that nobody has asked for", true_cfg=1.5)
+    prepared = []
+    second = threading.Thread(target=lambda: prepared.append(engine.prepare(ahead)))
+    engine.admit("running", running)
+    events = [*engine.step()]
+    second.start()
+    while step := engine.step():
+        events.extend(step)
+    second.join()
+    assert np.array_equal(events[-1].result.images[0], generate(engine, running).images[0])
+    assert np.array_equal(run_prepared(engine, prepared[0]).images[0], generate(engine, ahead).images[0])
+
+
+# faults of the device
+
+
+@contextmanager
+def broken(module, fault):
+    """A network that raises `fault`; yields what the traceback alone keeps alive."""
+    kept = []
+
+    def hook(*_):
+        activations = torch.zeros(3)
+        kept.append(weakref.ref(activations))
+        raise fault()
+
+    handle = module.register_forward_hook(hook)
+    yield kept
+    handle.remove()
+
+
+def test_out_of_memory_in_a_step_ends_that_request_only_and_keeps_nothing_alive(engine):
+    engine.admit("large", portrait())
+    with broken(engine._flux.transformer.proj_out, torch.OutOfMemoryError) as kept:
+        (event,) = engine.step()
+    assert (event.job_id, event.is_last) == ("large", True)
+    assert isinstance(event.error, OutOfMemory)
+    assert "smaller size" in str(event.error)
+    assert kept[0]() is None
+    assert engine.step() == []
+    assert picture(engine).shape == (256, 256, 3)
+
+
+@pytest.mark.parametrize("verb", ["prepare", "admit"])
+def test_out_of_memory_while_reading_a_photo_is_said_so_and_keeps_nothing_alive(engine, verb):
+    fresh = photo("collins").copy()
+    fresh[0, 0] ^= 2 if verb == "prepare" else 3  # in no cache
+    call = {"prepare": engine.prepare, "admit": lambda request: engine.admit("large", request)}[verb]
+    with broken(engine._encoder.idformer, torch.OutOfMemoryError) as kept:
+        with pytest.raises(OutOfMemory) as caught:
+            call(portrait(id_image=fresh))
+        assert caught.value.__context__ is None
+        assert kept[0]() is None
+    assert engine.step() == []
+    assert picture(engine, id_image=fresh).shape == (256, 256, 3)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        lambda: torch.AcceleratorError("an illegal memory access was encountered"),
+        lambda: RuntimeError("CUDA error: device-side assert triggered\nCompile with TORCH_USE_CUDA_DSA"),
+        lambda: RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+    ],
+    ids=["accelerator", "cuda", "cudnn"],
+)
+def test_a_fault_of_the_device_is_told_apart_from_all_others(engine, fault):
+    engine.admit("job", portrait())
+    with (
+        broken(engine._flux.transformer.proj_out, fault),
+        pytest.raises(DeviceLost, match=r"reported a fault \([^\n]+\)\. Start again") as caught,
+    ):
+        engine.step()
+    assert caught.value.code == "device_lost"
+    engine.cancel("job")
+
+
+def test_an_error_of_our_own_stays_what_it_is(engine):
+    engine.admit("job", portrait())
+    with (
+        broken(engine._flux.transformer.proj_out, lambda: RuntimeError("shape [1, 2]")),
+        pytest.raises(RuntimeError, match="shape"),
+    ):
+        engine.step()
+    engine.cancel("job")
+
+
+def test_a_prepared_request_tells_what_was_known_already(engine):
+    fresh = photo("collins").copy()
+    fresh[1, 1] += 1
+    request = portrait(id_image=fresh, prompt="a prompt of this test alone")
+    assert engine.prepare(request).cache_hits == {"identity": False, "prompt": False}
+    assert engine.prepare(request).cache_hits == {"identity": True, "prompt": True}
+
+
+def test_a_rotary_table_is_kept_by_its_shape_and_not_by_its_size(engine):
+    wide, high = portrait(None, width=512, height=256), portrait(None, width=256, height=512)
+    alone = [generate(engine_like(engine), request).images[0] for request in (wide, high)]
+    shared = engine_like(engine)
+    again = [generate(shared, request).images[0] for request in (wide, high)]
+    assert all(np.array_equal(a, b) for a, b in zip(alone, again, strict=True))
+
+
+def test_photos_of_equal_bytes_and_other_shapes_are_different_photos():
+    flat = np.arange(32 * 48 * 3, dtype=np.uint8)
+    seen = [_content_of(flat.reshape(shape)) for shape in ((32, 48, 3), (48, 32, 3))]
+    assert seen[0] != seen[1]

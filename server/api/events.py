@@ -1,0 +1,86 @@
+"""Server-sent events of one job: how it stands now, and again at every change, until it has ended.
+
+    event: status
+    data: {"status": "PROCESSING", "progress": {"step": 3, "num_steps": 20}, ...}
+
+The data is the body of the status route. A line of comment every 15 seconds keeps proxies from
+closing a quiet stream. When the server goes down, the streams of waiting jobs end; the caller opens
+them again at the next one, where the jobs still are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+from fastapi import APIRouter, Response
+from fastapi.responses import StreamingResponse
+
+from server.api.deps import NEEDS_KEY, KeyDep, LinksDep, ServiceDep, SettingsDep
+from server.api.responses import described
+from server.api.v2 import JobId
+from server.api.v2_schemas import status_of_job
+from server.jobs.job import JobNotFound, JobState
+from server.jobs.live import JobView
+
+router = APIRouter(tags=["v2"], dependencies=[NEEDS_KEY])
+
+PING_S = 15.0
+_LOOK_S = 0.5  # how soon a stream notices that the server goes down
+
+_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}  # the second one is nginx's
+
+
+@router.get(
+    "/v2/requests/{request_id}/events",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "A stream of status bodies; it ends when the job has.",
+            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        },
+        **described(401, 404, 500),
+    },
+)
+async def job_events(
+    request_id: JobId, service: ServiceDep, settings: SettingsDep, key: KeyDep, links: LinksDep
+) -> Response:
+    """The status of a job as a stream of events."""
+    await service.view(request_id, key=key)  # a 404 while there is still a status to send
+
+    def event(view: JobView) -> bytes:
+        body = status_of_job(view, links, credits_left=settings.credits)
+        return b"event: status\ndata: " + body.model_dump_json().encode() + b"\n\n"
+
+    views = service.events(request_id, key=key)
+    stream = event_stream(views, event, going_down=lambda: service.draining)
+    return StreamingResponse(stream, media_type="text/event-stream", headers=_HEADERS)
+
+
+async def event_stream(
+    views: AsyncIterator[JobView],
+    event: Callable[[JobView], bytes],
+    *,
+    going_down: Callable[[], bool],
+    ping_s: float = PING_S,
+) -> AsyncIterator[bytes]:
+    """The bytes of the stream: `event` of every view, with pings where there is nothing to tell."""
+    clock = asyncio.get_running_loop().time
+    spoke, is_waiting = clock(), False
+    upcoming = asyncio.ensure_future(anext(views, None))
+    try:
+        while not (is_waiting and going_down()):
+            await asyncio.wait({upcoming}, timeout=_LOOK_S)
+            if upcoming.done():
+                if (view := upcoming.result()) is None:
+                    return
+                spoke, is_waiting = clock(), view.record.state is JobState.QUEUED
+                yield event(view)
+                upcoming = asyncio.ensure_future(anext(views, None))
+            elif clock() - spoke >= ping_s:
+                spoke = clock()
+                yield b": ping\n\n"
+    except JobNotFound:  # it was deleted while someone watched
+        return
+    finally:
+        upcoming.cancel()

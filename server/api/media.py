@@ -1,0 +1,59 @@
+"""Finished pictures, by the link that a result names. The link is the key: no other is asked for.
+
+A picture is looked up in the store by its two names and never by path. Neither name is ever
+logged; the request's log line has the route's template.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+from fastapi import APIRouter, Response
+from fastapi.responses import FileResponse
+
+from pulid.errors import BadRequest
+from server.api.deps import ServiceDep
+from server.api.responses import described
+from server.jobs.files import CONTENT_TYPES
+from server.jobs.job import JobNotFound
+
+router = APIRouter(tags=["media"])
+
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The picture.",
+        "content": {
+            kind: {"schema": {"type": "string", "format": "binary"}} for kind in CONTENT_TYPES.values()
+        },
+    },
+    **described(404, 500),
+}
+
+
+class PictureNotFound(BadRequest):
+    code = "not_found"
+
+    def __init__(self) -> None:
+        super().__init__("There is no such picture. It may have expired or been deleted with its request.")
+
+
+@router.api_route(
+    "/outputs/{media_id}/{name}", methods=["GET"], response_class=Response, responses=_RESPONSES
+)
+@router.api_route("/outputs/{media_id}/{name}", methods=["HEAD"], include_in_schema=False)
+async def picture(media_id: str, name: str, service: ServiceDep) -> Response:
+    """One finished picture."""
+    try:
+        path, file = await service.media(media_id, name)
+        stat = await anyio.Path(path).stat()
+    except (JobNotFound, FileNotFoundError):
+        raise PictureNotFound from None
+    return FileResponse(
+        path,
+        stat_result=stat,
+        media_type=file.content_type,
+        filename=file.name,
+        content_disposition_type="inline",
+        headers={"cache-control": "private, max-age=3600"},
+    )

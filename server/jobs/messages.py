@@ -1,0 +1,136 @@
+"""What the server and a worker process tell each other. Plain data that travels over a pipe.
+
+Server to worker: Prepare, Admit, Cancel, Stop. Worker to server: the WorkerEvents.
+`WorkerDied` and `PoolBroken` are said by the pool about a worker that can no longer speak.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pulid.engine import EngineInfo, GenerationRequest
+from pulid.errors import PulidError
+from server.jobs.files import OutputOptions
+from server.jobs.job import JobFile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepare:
+    """Read the photo and the prompt of a job, so that it can start at once when it is admitted."""
+
+    job_id: str
+    request: GenerationRequest  # without the photo
+    photo: Path  # the picture file as it was sent; deleted by the server
+    output: OutputOptions
+    media_id: str  # where its pictures go
+
+
+@dataclass(frozen=True, slots=True)
+class Admit:
+    """Start a job that was prepared (or is still being prepared: it starts when that is done)."""
+
+    job_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    job_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End after the current step."""
+
+
+ToWorker = Prepare | Admit | Cancel | Stop
+
+
+@dataclass(frozen=True, slots=True)
+class EngineReady:
+    info: EngineInfo
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFailedToLoad:
+    error: PulidError
+
+
+@dataclass(frozen=True, slots=True)
+class Preparing:
+    job_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    job_id: str
+    timings: Mapping[str, float]  # seconds: decode_photo, face, text
+    cache_hits: Mapping[str, bool] = field(default_factory=dict)  # identity, prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Stepping:
+    """The first step of a job begins: from here on the attempt counts as a try."""
+
+    job_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stepped:
+    job_id: str
+    step: int  # denoising steps done
+    num_steps: int
+    jobs: int = 1  # that shared the step
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The pictures are on disk under their final names."""
+
+    job_id: str
+    files: tuple[JobFile, ...]
+    timings: Mapping[str, float]  # seconds: face, text, denoise, decode, encode
+    device_memory: int | None = None  # bytes held on the device
+
+
+@dataclass(frozen=True, slots=True)
+class JobFailed:
+    job_id: str
+    error: PulidError  # without traceback, cause or context
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceFault:
+    """The device is in no state to go on; the worker ends itself after this."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerDied:
+    exit_code: int | None
+    running: tuple[str, ...]  # admitted jobs that had not finished
+    preparing: str | None  # the job whose photo or prompt was being read
+
+
+@dataclass(frozen=True, slots=True)
+class PoolBroken:
+    """Too many deaths: no worker will be started again."""
+
+    reason: str
+
+
+WorkerEvent = (
+    EngineReady
+    | EngineFailedToLoad
+    | Preparing
+    | Prepared
+    | Stepping
+    | Stepped
+    | Finished
+    | JobFailed
+    | DeviceFault
+    | WorkerDied
+    | PoolBroken
+)

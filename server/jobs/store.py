@@ -1,0 +1,365 @@
+"""The records of jobs, in SQLite: a call that returned has its row on the disk (WAL, synchronous=FULL).
+
+Also which request an Idempotency-Key stood for, and which pictures exist: they outlive their job.
+Knows the columns and the moves between states. Does not know bodies and pictures (`files.py`),
+waiting and devices, HTTP. Every call blocks; all calls come from the one thread that opened it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from pulid.errors import SetupError
+from server.jobs.job import IdempotencyConflict, JobFile, JobRecord, JobState, StoreFull
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+
+_BUSY_S = 5.0  # how long to wait for an operator's own look into the database
+
+_NO_ROOM = {
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_CANTOPEN,  # no file handle left
+    sqlite3.SQLITE_READONLY,  # what a kernel turns a failing disk into
+    sqlite3.SQLITE_IOERR_WRITE,  # a quota or a file size limit
+    sqlite3.SQLITE_IOERR_FSYNC,
+    sqlite3.SQLITE_IOERR_SHMOPEN,
+    sqlite3.SQLITE_IOERR_SHMSIZE,
+}
+_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+
+
+class StoreUnusable(SetupError):
+    """The database cannot be opened, or not by this version."""
+
+    code = "store_unusable"
+
+
+class StoreDamaged(StoreUnusable):
+    code = "store_damaged"
+
+    def __init__(self, path: Path, finding: str) -> None:
+        super().__init__(
+            f"The database {path} is damaged ({finding}). Move it away together with {path.name}-wal and "
+            f"{path.name}-shm, put a copy back if there is one, and start again. Without a copy the jobs "
+            "and pictures it knew are lost."
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SweepResult:
+    """What was deleted."""
+
+    job_ids: tuple[str, ...]
+    media_ids: tuple[str, ...]  # their files are still there
+
+
+class JobStore(Protocol):
+    """What the service may ask of a store. A call that writes is on the disk when it returns.
+
+    Every writing call raises StoreFull when there is no room, and has then changed nothing.
+    """
+
+    def insert(
+        self, record: JobRecord, *, idempotency_key: str | None = None, body_digest: bytes = b""
+    ) -> JobRecord:
+        """Add a job; the record in the store, which is an earlier one where the key was used before.
+
+        Raises IdempotencyConflict where it was used with another body.
+        """
+        ...
+
+    def save(self, record: JobRecord, *, media_expires_at: float | None = None) -> None:
+        """Overwrite a job's row. The move to COMPLETED needs `media_expires_at` and records the pictures.
+
+        Raises KeyError for a job that is gone, ValueError for a state that no moves lead to.
+        """
+        ...
+
+    def get(self, job_id: str) -> JobRecord | None: ...
+
+    def unfinished(self) -> list[JobRecord]:
+        """Jobs that are QUEUED or PROCESSING, in order of arrival."""
+        ...
+
+    def delete(self, job_id: str) -> None:
+        """Forget a job, its Idempotency-Key and its pictures."""
+        ...
+
+    def media_file(self, media_id: str, name: str) -> JobFile | None: ...
+
+    def sweep(self, *, now: float, result_ttl_s: float) -> SweepResult:
+        """Forget jobs that ended `result_ttl_s` seconds ago, and pictures that have expired."""
+        ...
+
+    def known_media(self) -> set[str]: ...
+
+    def known_jobs(self) -> set[str]: ...
+
+    def close(self) -> None: ...
+
+
+class SqliteJobStore:
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        """`connection`: autocommit, to a database in the newest schema. `open` is the usual way."""
+        connection.row_factory = sqlite3.Row
+        self._connection = connection
+
+    @classmethod
+    def open(cls, path: Path, *, migrations: Path = MIGRATIONS) -> SqliteJobStore:
+        """Open, check and, where it is older, migrate the database; create it where there is none.
+
+        Raises StoreUnusable or StoreDamaged.
+        """
+        try:
+            _create_private(path)
+            connection = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None)
+        except (OSError, sqlite3.Error) as exc:
+            raise _unusable(path, exc) from exc
+        try:
+            _check(connection, path)
+            configure(connection)
+            _migrate(connection, path, sorted(migrations.glob("[0-9]*.sql")))
+        except sqlite3.Error as exc:
+            connection.close()
+            raise _unusable(path, exc) from exc
+        except BaseException:
+            connection.close()
+            raise
+        return cls(connection)
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def insert(
+        self, record: JobRecord, *, idempotency_key: str | None = None, body_digest: bytes = b""
+    ) -> JobRecord:
+        with self._transaction() as db:
+            if idempotency_key is not None:
+                earlier = _earlier(db, record.key, idempotency_key, body_digest)
+                if earlier is not None:
+                    return earlier
+            db.execute(_INSERT, _row_of(record))
+            if idempotency_key is not None:
+                values = (record.key, idempotency_key, body_digest, record.id)
+                db.execute("INSERT INTO idempotency VALUES (?, ?, ?, ?)", values)
+        return record
+
+    def save(self, record: JobRecord, *, media_expires_at: float | None = None) -> None:
+        with self._transaction() as db:
+            stored = _state_of(db, record.id)
+            if not stored.may_become(record.state):
+                raise ValueError(f"job {record.id} cannot go from {stored} to {record.state}")
+            db.execute(_UPDATE, _row_of(record))
+            if record.state is JobState.COMPLETED and stored is not JobState.COMPLETED:
+                if media_expires_at is None:
+                    raise ValueError("a job that becomes COMPLETED needs media_expires_at")
+                values = (record.media_id, _json_of(record.files), media_expires_at)
+                db.execute("INSERT INTO media (media_id, files, expires_at) VALUES (?, ?, ?)", values)
+
+    def get(self, job_id: str) -> JobRecord | None:
+        row = self._connection.execute("SELECT * FROM jobs WHERE id = ?", (job_id,)).fetchone()
+        return None if row is None else _record_of(row)
+
+    def unfinished(self) -> list[JobRecord]:
+        rows = self._connection.execute(
+            "SELECT * FROM jobs WHERE state IN ('QUEUED', 'PROCESSING') ORDER BY number"
+        )
+        return [_record_of(row) for row in rows]
+
+    def delete(self, job_id: str) -> None:
+        with self._transaction() as db:
+            db.execute(
+                "DELETE FROM media WHERE media_id = (SELECT media_id FROM jobs WHERE id = ?)", (job_id,)
+            )
+            db.execute("DELETE FROM jobs WHERE id = ?", (job_id,))
+
+    def media_file(self, media_id: str, name: str) -> JobFile | None:
+        row = self._connection.execute("SELECT files FROM media WHERE media_id = ?", (media_id,)).fetchone()
+        files = () if row is None else _files_of(row["files"])
+        return next((file for file in files if file.name == name), None)
+
+    def sweep(self, *, now: float, result_ttl_s: float) -> SweepResult:
+        with self._transaction() as db:
+            jobs = self._column(
+                "SELECT id FROM jobs WHERE state IN ('COMPLETED', 'FAILED') AND finished_at <= ?",
+                now - result_ttl_s,
+            )
+            media = self._column("SELECT media_id FROM media WHERE expires_at <= ?", now)
+            db.executemany("DELETE FROM jobs WHERE id = ?", [(job_id,) for job_id in jobs])
+            db.executemany("DELETE FROM media WHERE media_id = ?", [(media_id,) for media_id in media])
+        return SweepResult(job_ids=tuple(jobs), media_ids=tuple(media))
+
+    def known_media(self) -> set[str]:
+        return set(self._column("SELECT media_id FROM media"))
+
+    def known_jobs(self) -> set[str]:
+        return set(self._column("SELECT id FROM jobs"))
+
+    def _column(self, query: str, *values: float) -> list[str]:
+        return [row[0] for row in self._connection.execute(query, values)]
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """All of it or nothing."""
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            yield self._connection
+            self._connection.execute("COMMIT")
+        except BaseException as exc:
+            if self._connection.in_transaction:  # SQLite itself rolls back after some errors
+                self._connection.execute("ROLLBACK")
+            if isinstance(exc, sqlite3.Error) and _is_one_of(exc, _NO_ROOM):
+                raise StoreFull from exc
+            raise
+
+
+# rows
+
+_COLUMNS = (
+    "id",
+    "key",
+    "api",
+    "state",
+    "submitted_at",
+    "deadline_at",
+    "started_at",
+    "finished_at",
+    "width",
+    "height",
+    "max_sequence_length",
+    "num_steps",
+    "num_outputs",
+    "seed",
+    "tries",
+    "deaths",
+    "media_id",
+    "files",
+    "error",
+    "error_code",
+)
+_INSERT = (
+    f"INSERT INTO jobs ({', '.join(_COLUMNS)}) "  # noqa: S608  # our own words
+    f"VALUES ({', '.join(f':{column}' for column in _COLUMNS)})"
+)
+_UPDATE = f"UPDATE jobs SET {', '.join(f'{column} = :{column}' for column in _COLUMNS)} WHERE id = :id"  # noqa: S608
+
+
+def _row_of(record: JobRecord) -> dict[str, object]:
+    row: dict[str, object] = {column: getattr(record, column) for column in _COLUMNS}
+    return row | {"state": record.state.value, "files": _json_of(record.files)}
+
+
+def _record_of(row: sqlite3.Row) -> JobRecord:
+    values: dict[str, Any] = {column: row[column] for column in _COLUMNS}
+    return JobRecord(**(values | {"state": JobState(row["state"]), "files": _files_of(row["files"])}))
+
+
+def _json_of(files: Sequence[JobFile]) -> str:
+    return json.dumps([asdict(file) for file in files])
+
+
+def _files_of(text: str) -> tuple[JobFile, ...]:
+    return tuple(JobFile(**file) for file in json.loads(text))
+
+
+def _state_of(db: sqlite3.Connection, job_id: str) -> JobState:
+    row = db.execute("SELECT state FROM jobs WHERE id = ?", (job_id,)).fetchone()
+    if row is None:
+        raise KeyError(job_id)
+    return JobState(row["state"])
+
+
+def _earlier(db: sqlite3.Connection, key: str, idempotency_key: str, body_digest: bytes) -> JobRecord | None:
+    row = db.execute(
+        "SELECT jobs.*, body_digest FROM idempotency JOIN jobs ON jobs.id = job_id "
+        "WHERE idempotency.key = ? AND idempotency_key = ?",
+        (key, idempotency_key),
+    ).fetchone()
+    if row is None:
+        return None
+    if row["body_digest"] != body_digest:
+        raise IdempotencyConflict
+    return _record_of(row)
+
+
+# opening
+
+
+def configure(connection: sqlite3.Connection) -> None:
+    """How this server writes: an answer that left is on the disk, also after a power cut."""
+    (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+    if mode != "wal":
+        raise StoreUnusable(
+            "The file system of the data folder cannot hold a SQLite database in WAL mode (network file "
+            "systems often cannot). Choose a folder on a local disk with DATA_DIR."
+        )
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("PRAGMA temp_store = MEMORY")  # no temporary file to run out of room or handles for
+
+
+def _create_private(path: Path) -> None:
+    # SQLite gives -wal and -shm the mode of the database.
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    os.fchmod(descriptor, 0o600)
+    os.close(descriptor)
+
+
+def _check(connection: sqlite3.Connection, path: Path) -> None:
+    findings = [row[0] for row in connection.execute("PRAGMA quick_check(1)")]
+    if findings != ["ok"]:
+        raise StoreDamaged(path, "; ".join(findings))
+
+
+def _migrate(connection: sqlite3.Connection, path: Path, migrations: Sequence[Path]) -> None:
+    """Bring the schema to the newest version: all missing migrations in one transaction, or none."""
+    newest = max(_version_of(migration) for migration in migrations)
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > newest:
+        raise StoreUnusable(
+            f"The database {path} was written by a newer version of this server (schema {version}; this one "
+            f"knows {newest}). Start that version, or choose another folder with DATA_DIR."
+        )
+    missing = [migration for migration in migrations if _version_of(migration) > version]
+    if missing and version > 0:
+        _back_up(connection, path.with_name(f"{path.name}.v{version}.bak"))
+    if missing:
+        script = "\n".join(migration.read_text() for migration in missing)
+        connection.executescript(f"BEGIN IMMEDIATE;\n{script}\nPRAGMA user_version = {newest};\nCOMMIT;")
+
+
+def _version_of(migration: Path) -> int:
+    return int(re.match("[0-9]+", migration.name)[0])  # type: ignore[index]  # the glob begins with a digit
+
+
+def _back_up(connection: sqlite3.Connection, target: Path) -> None:
+    """A whole copy under the target's name, or none: a kill in between leaves a temporary file."""
+    temporary = target.with_name(target.name + ".tmp")
+    temporary.unlink(missing_ok=True)
+    _create_private(temporary)
+    with closing(sqlite3.connect(temporary)) as copy:
+        connection.backup(copy)
+    temporary.replace(target)
+
+
+def _is_one_of(exc: sqlite3.Error, codes: set[int]) -> bool:
+    """Whether an error has one of these codes, in full or in its primary part (the low byte)."""
+    code: int = getattr(exc, "sqlite_errorcode", 0)  # absent from errors of the Python module itself
+    return code in codes or code & 0xFF in codes
+
+
+def _unusable(path: Path, exc: OSError | sqlite3.Error) -> StoreUnusable:
+    if isinstance(exc, sqlite3.Error) and _is_one_of(exc, _DAMAGED):
+        return StoreDamaged(path, str(exc))
+    return StoreUnusable(
+        f"The database {path} cannot be opened: {exc}. Give the server's user write access to it on a disk "
+        "with room, and close other programs that use it."
+    )

@@ -1,0 +1,334 @@
+"""One worker process per device: started, heard, watched, started again after a death, stopped.
+
+Everything public belongs to the event loop, and `on_event` is called there. Each worker process has
+a thread here that starts it, reads its pipe to the end and collects its exit code, and a second
+one that writes, so that neither a slow pipe nor a stopped process holds up the loop. What a worker
+said before it died is always reported before its death.
+
+Does not know what a job is worth: who died over what is reported, and the service draws the conclusions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import queue
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any
+
+from pulid.engine import Engine, RgbImage
+from server.jobs.messages import (
+    DeviceFault,
+    EngineFailedToLoad,
+    EngineReady,
+    PoolBroken,
+    Stop,
+    ToWorker,
+    WorkerDied,
+    WorkerEvent,
+)
+from server.jobs.worker import WorkerSetup, run_worker
+from server.jobs.worker_watch import WorkerWatch
+from server.logs import get_logger
+from server.settings import LogFormat, LogLevel
+
+log = get_logger("pool")
+
+DEATHS_TO_GIVE_UP = 4  # of all workers together,
+DEATHS_WITHIN_S = 600.0  # within this time
+RESTART_DELAYS_S = (0.1, 0.5, 2.0)  # after the first, second, third of them
+LOOK_EVERY_S = 1.0  # for stalled workers, or a quarter of the floor
+EXIT_TIMEOUT_S = 5.0  # from the end of a worker's pipe, or from SIGKILL, to the end of the process
+
+_SPAWN = multiprocessing.get_context("spawn")
+
+
+class WorkerState(StrEnum):
+    LOADING = "LOADING"
+    READY = "READY"
+    DEAD = "DEAD"  # dead or dying; comes back as LOADING unless the pool has given up
+
+
+class WorkerProcess:
+    """One life of a worker, from its start to its exit code.
+
+    `hear` and `ended` are called in a thread of its own: `hear` for each event in order, then
+    `ended` once, with None where there is no exit code.
+    """
+
+    def __init__(
+        self, setup: WorkerSetup, hear: Callable[[WorkerEvent], None], ended: Callable[[int | None], None]
+    ) -> None:
+        self._setup = setup
+        self._hear = hear
+        self._ended = ended
+        self._outbox: queue.SimpleQueue[ToWorker | None] = queue.SimpleQueue()
+        self._process: SpawnProcess | None = None
+        self._is_killed = False
+        self._starting = threading.Lock()
+        self._thread = threading.Thread(target=self._live, name=f"worker {setup.device}", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def send(self, message: ToWorker) -> None:
+        """Never blocks."""
+        self._outbox.put(message)
+
+    def kill(self) -> None:
+        """SIGKILL, now or as soon as the process is started."""
+        with self._starting:
+            self._is_killed = True
+            if self._process is not None:
+                self._process.kill()
+
+    def join(self, timeout_s: float) -> None:
+        """Wait until `ended` was called. Blocks."""
+        self._thread.join(timeout_s)
+
+    def _live(self) -> None:
+        exit_code = None
+        try:
+            with self._start_process() as connection:
+                writer = threading.Thread(target=self._write, args=(connection,), daemon=True)
+                writer.start()
+                self._read(connection)
+                exit_code = self._collect()
+                self._outbox.put(None)
+                writer.join()
+        except OSError as exc:
+            log.error("worker process could not be started", device=self._setup.device, error=exc.strerror)
+        finally:
+            self._ended(exit_code)
+
+    def _start_process(self) -> Connection:
+        # A child inherits the mask of this thread: until it ignores Ctrl-C itself, it cannot hear it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        ours, theirs = _SPAWN.Pipe()
+        with theirs:  # the child keeps a copy, the only one, so that its end is the end of the pipe
+            process = _SPAWN.Process(
+                target=run_worker, args=(theirs, self._setup), name=self._thread.name, daemon=True
+            )
+            with self._starting:
+                try:
+                    process.start()
+                except BaseException:
+                    ours.close()
+                    raise
+                self._process = process
+                if self._is_killed:
+                    process.kill()
+        return ours
+
+    def _read(self, connection: Connection) -> None:
+        while True:
+            try:
+                event = connection.recv()
+            except (EOFError, OSError):  # perhaps in the middle of a message
+                return
+            self._hear(event)
+
+    def _write(self, connection: Connection) -> None:
+        while (message := self._outbox.get()) is not None:
+            try:
+                connection.send(message)
+            except OSError:  # nobody reads any more; `_read` sees that as well
+                return
+
+    def _collect(self) -> int | None:
+        """The exit code of a process whose end of the pipe is closed."""
+        process = self._process
+        if process is None:
+            return None
+        process.join(EXIT_TIMEOUT_S)
+        if process.exitcode is None:
+            process.kill()
+            process.join(EXIT_TIMEOUT_S)
+        return process.exitcode
+
+
+@dataclass(slots=True, eq=False)
+class _Seat:
+    """The place of one device in the pool, through the lives of its workers."""
+
+    device: str
+    watch: WorkerWatch
+    state: WorkerState = WorkerState.DEAD
+    worker: WorkerProcess | None = None
+    has_no_engine: bool = False  # it could not be loaded, and could not be the next time
+
+
+class WorkerPool:
+    def __init__(
+        self,
+        *,
+        devices: Sequence[str],
+        create_engine: Callable[[str], Engine],
+        decode_photo: Callable[[bytes], RgbImage],
+        media_folder: Path,
+        on_event: Callable[[str, WorkerEvent], None],
+        clock: Callable[[], float] = time.monotonic,
+        stall_floor_s: float = 60.0,
+        log_level: LogLevel = "info",
+        log_format: LogFormat | None = None,
+    ) -> None:
+        """`create_engine` and `decode_photo` are called in the worker processes, and travel by pickle.
+
+        `devices` are different names, each of which `create_engine` is given once per worker. A worker
+        with work that says nothing for `stall_floor_s`, and 20 times the median step, is killed.
+        """
+        self._setups = {
+            device: WorkerSetup(
+                device=device,
+                create_engine=create_engine,
+                decode_photo=decode_photo,
+                media_folder=media_folder,
+                log_level=log_level,
+                log_format=log_format,
+            )
+            for device in devices
+        }
+        self._on_event = on_event
+        self._clock = clock
+        self._stall_floor_s = stall_floor_s
+        self._look_every_s = min(LOOK_EVERY_S, stall_floor_s / 4)
+        self._seats = {device: _Seat(device, self._new_watch()) for device in devices}
+        self._deaths: deque[float] = deque()
+        self._last_fault = ""
+        self._has_given_up = False
+        self._is_stopping = False
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        return tuple(self._seats)
+
+    def state(self, device: str) -> WorkerState:
+        return self._seats[device].state
+
+    async def start(self) -> None:
+        """Start all workers; returns before they are loaded."""
+        self._loop = asyncio.get_running_loop()
+        # multiprocessing would start this process with the first worker, and unblock Ctrl-C there.
+        await asyncio.to_thread(resource_tracker.ensure_running)
+        for seat in self._seats.values():
+            self._start_worker(seat)
+        self._loop.call_later(self._look_every_s, self._look)
+
+    def send(self, device: str, message: ToWorker) -> None:
+        """Put a message on its way. A loading worker gets it once it is loaded, a dead one never."""
+        seat = self._seats[device]
+        if seat.worker is not None and seat.state is not WorkerState.DEAD:
+            seat.watch.sent(message)
+            seat.worker.send(message)
+
+    def kill(self, device: str) -> None:
+        """SIGKILL now; WorkerDied follows, and a new worker."""
+        seat = self._seats[device]
+        seat.state = WorkerState.DEAD
+        if seat.worker is not None:
+            seat.worker.kill()
+
+    async def stop(self, timeout_s: float) -> None:
+        """Let every worker end after its current step, and kill those that have not after `timeout_s`.
+
+        No process is left afterwards, also when this is cancelled while it waits.
+        """
+        self._is_stopping = True
+        workers = [seat.worker for seat in self._seats.values() if seat.worker is not None]
+        for worker in workers:
+            worker.send(Stop())
+        try:
+            await asyncio.to_thread(_join_all, workers, timeout_s)
+        finally:
+            for worker in workers:
+                worker.kill()
+            await asyncio.to_thread(_join_all, workers, EXIT_TIMEOUT_S)
+
+    # one worker's life
+
+    def _start_worker(self, seat: _Seat) -> None:
+        if self._is_stopping:
+            return
+        seat.state = WorkerState.LOADING
+        seat.watch = self._new_watch()
+        seat.worker = WorkerProcess(
+            self._setups[seat.device],
+            hear=partial(self._post, self._on_heard, seat),
+            ended=partial(self._post, self._on_ended, seat),
+        )
+        seat.worker.start()
+
+    def _post(self, call: Callable[[_Seat, Any], None], seat: _Seat, what: object) -> None:
+        """Called in a worker's thread: bring something to the event loop."""
+        with suppress(RuntimeError):  # the loop was closed without `stop`: nobody is left to tell
+            self._loop.call_soon_threadsafe(call, seat, what)
+
+    def _on_heard(self, seat: _Seat, event: WorkerEvent) -> None:
+        seat.watch.said(event, self._clock())
+        match event:
+            case EngineReady() if seat.state is WorkerState.LOADING:
+                seat.state = WorkerState.READY
+            case EngineFailedToLoad():
+                seat.has_no_engine = True
+            case DeviceFault(reason):
+                self._last_fault = reason
+        self._on_event(seat.device, event)
+
+    def _on_ended(self, seat: _Seat, exit_code: int | None) -> None:
+        seat.state = WorkerState.DEAD
+        if self._is_stopping or seat.has_no_engine:
+            return
+        gives_up_now = self._count_death() and not self._has_given_up
+        self._has_given_up |= gives_up_now
+        if not self._has_given_up:
+            self._loop.call_later(RESTART_DELAYS_S[len(self._deaths) - 1], self._start_worker, seat)
+        self._on_event(seat.device, WorkerDied(exit_code, seat.watch.running, seat.watch.preparing))
+        if gives_up_now:
+            self._on_event(seat.device, PoolBroken(self._why_given_up()))
+
+    def _count_death(self) -> bool:
+        """Was this one too many?"""
+        now = self._clock()
+        self._deaths.append(now)
+        while self._deaths[0] < now - DEATHS_WITHIN_S:
+            self._deaths.popleft()
+        return len(self._deaths) >= DEATHS_TO_GIVE_UP
+
+    def _why_given_up(self) -> str:
+        return (
+            f"Workers have died {len(self._deaths)} times within {DEATHS_WITHIN_S / 60:g} minutes, so none "
+            f"is started again. {self._last_fault or 'The log says when and with which exit code.'}"
+        )
+
+    # watching
+
+    def _look(self) -> None:
+        if self._is_stopping:
+            return
+        self._loop.call_later(self._look_every_s, self._look)
+        for seat in self._seats.values():
+            # While an engine is loaded it says nothing, for minutes.
+            if seat.state is WorkerState.READY and seat.watch.is_stalled(self._clock()):
+                log.error("worker stalled", device=seat.device, patience_s=round(seat.watch.patience_s, 1))
+                self.kill(seat.device)
+
+    def _new_watch(self) -> WorkerWatch:
+        return WorkerWatch(stall_floor_s=self._stall_floor_s, look_every_s=self._look_every_s)
+
+
+def _join_all(workers: Iterable[WorkerProcess], timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    for worker in workers:
+        worker.join(max(0.0, deadline - time.monotonic()))

@@ -1,0 +1,128 @@
+"""What one worker is busy with, judged from what was sent to it and what it said; and whether it stalls.
+
+Pure Python: time comes in as an argument. Knows no process and no pipe.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from enum import Enum, auto
+from statistics import median
+
+from server.jobs.messages import (
+    Admit,
+    Cancel,
+    Finished,
+    JobFailed,
+    Prepare,
+    Prepared,
+    Preparing,
+    Stepped,
+    Stepping,
+    ToWorker,
+    WorkerEvent,
+)
+
+STEPS_REMEMBERED = 50
+STEPS_OF_SILENCE = 20  # as many median steps may pass without a word, if they take longer than the floor
+
+
+class _Phase(Enum):
+    SENT = auto()
+    PREPARING = auto()
+    PREPARED = auto()
+
+
+@dataclass(slots=True)
+class _Job:
+    phase: _Phase = _Phase.SENT
+    is_admitted: bool = False
+
+    @property
+    def is_running(self) -> bool:
+        return self.is_admitted and self.phase is _Phase.PREPARED
+
+    @property
+    def is_idle(self) -> bool:
+        """It waits for the server, not for the worker."""
+        return self.phase is _Phase.PREPARED and not self.is_admitted
+
+
+class WorkerWatch:
+    """One life of a worker. `look_every_s`: how often `is_stalled` is going to be asked."""
+
+    def __init__(self, *, stall_floor_s: float, look_every_s: float) -> None:
+        self._stall_floor_s = stall_floor_s
+        self._look_every_s = look_every_s
+        self._jobs: dict[str, _Job] = {}
+        self._step_s: deque[float] = deque(maxlen=STEPS_REMEMBERED)
+        self._stepping_since: float | None = None
+        self._silent_s = 0.0
+        self._looked_at: float | None = None
+
+    @property
+    def running(self) -> tuple[str, ...]:
+        """Admitted jobs that have not ended, the one whose pictures are being saved among them."""
+        return tuple(job_id for job_id, job in self._jobs.items() if job.is_running)
+
+    @property
+    def preparing(self) -> str | None:
+        """The job whose photo or prompt is being read."""
+        return next((job_id for job_id, job in self._jobs.items() if job.phase is _Phase.PREPARING), None)
+
+    @property
+    def has_work(self) -> bool:
+        return not all(job.is_idle for job in self._jobs.values())
+
+    def sent(self, message: ToWorker) -> None:
+        if not self.has_work:
+            self._silent_s = 0.0
+        match message:
+            case Prepare(job_id=job_id):
+                self._jobs[job_id] = _Job()
+            case Admit(job_id):
+                if job_id in self._jobs:
+                    self._jobs[job_id].is_admitted = True
+            case Cancel(job_id):
+                self._jobs.pop(job_id, None)
+
+    def said(self, event: WorkerEvent, now: float) -> None:
+        self._silent_s = 0.0
+        match event:
+            case Preparing(job_id):
+                self._set_phase(job_id, _Phase.PREPARING)
+            case Prepared(job_id):
+                self._set_phase(job_id, _Phase.PREPARED)
+            case Stepping():
+                self._stepping_since = now
+            case Stepped():
+                self._note_step(now)
+            case Finished(job_id) | JobFailed(job_id):
+                self._jobs.pop(job_id, None)
+
+    def is_stalled(self, now: float) -> bool:
+        """Has a worker with work been silent for too long?
+
+        A server that was itself stopped for an hour must not take that for the worker's silence:
+        between two looks at most twice the usual time counts.
+        """
+        since = now if self._looked_at is None else self._looked_at
+        self._looked_at = now
+        if not self.has_work:
+            return False
+        self._silent_s += min(now - since, 2 * self._look_every_s)
+        return self._silent_s > self.patience_s
+
+    @property
+    def patience_s(self) -> float:
+        return max(self._stall_floor_s, STEPS_OF_SILENCE * median(self._step_s or [0.0]))
+
+    def _set_phase(self, job_id: str, phase: _Phase) -> None:
+        if job_id in self._jobs:
+            self._jobs[job_id].phase = phase
+
+    def _note_step(self, now: float) -> None:
+        if self._stepping_since is not None:
+            self._step_s.append(now - self._stepping_since)
+        self._stepping_since = now

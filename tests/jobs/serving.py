@@ -1,0 +1,125 @@
+"""A job service over real storage and real worker processes, with a scripted engine in them."""
+
+import asyncio
+import json
+from contextlib import asynccontextmanager
+
+from prometheus_client import CollectorRegistry
+
+from fakes import Script
+from pulid.engine import GenerationRequest
+from pulid.errors import BadRequest
+from server.jobs.face_stage import FaceStage
+from server.jobs.files import OutputOptions
+from server.jobs.job import JobState
+from server.jobs.live import ParsedBody
+from server.jobs.runner import JobLimits
+from server.jobs.service import JobService
+from server.jobs.storage import JobStorage
+from server.metrics import JobMetrics
+from server.security.image_decode import check_image, decode_image
+
+PATIENCE_S = 20.0
+
+
+class Unparsable(BadRequest):
+    code = "unparsable_body"
+
+
+def parse(body):
+    """A wire of its own, so that these tests do not depend on the contract."""
+    try:
+        fields = json.loads(body)
+    except ValueError:
+        raise Unparsable("not JSON") from None
+    photo = fields.pop("photo")
+    if "refuse" in fields:
+        raise BadRequest(fields["refuse"])
+    defaults = {"seed": 1, "width": 256, "height": 256, "num_steps": 2}
+    return ParsedBody(
+        request=GenerationRequest(**{**defaults, **fields}), photo=photo, output=OutputOptions(format="png")
+    )
+
+
+class Photos:
+    """What is fetched: the base64 itself, or a URL held back until the test lets it through."""
+
+    def __init__(self, picture):
+        self.picture = picture
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def fetch(self, url):
+        await self.gate.wait()
+        return self.picture
+
+
+class Serving:
+    """A service with the words a test needs."""
+
+    def __init__(self, service, script, photos, photo):
+        self.service, self.script, self.photos, self.photo = service, script, photos, photo
+
+    def body(self, prompt="p", **fields):
+        return json.dumps({"prompt": prompt, "photo": self.photo, **fields}).encode()
+
+    async def submit(self, prompt="p", *, key="", api="v2", deadline_s=60.0, idempotency_key=None, **fields):
+        record = await self.service.submit(
+            self.body(prompt, **fields),
+            key=key,
+            api=api,
+            deadline_s=deadline_s,
+            idempotency_key=idempotency_key,
+        )
+        return record.id
+
+    async def ended(self, job_id):
+        return await asyncio.wait_for(self.service.wait(job_id), PATIENCE_S)
+
+    async def run(self, prompt="p", **how):
+        return await self.ended(await self.submit(prompt, **how))
+
+    async def state(self, job_id, key=""):
+        return (await self.service.view(job_id, key=key)).record.state
+
+    async def processing(self, job_id, key=""):
+        async with asyncio.timeout(PATIENCE_S):
+            while await self.state(job_id, key) is not JobState.PROCESSING:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+
+
+@asynccontextmanager
+async def serving(
+    tmp_path, *, photo, picture, gated=False, devices=("a",), min_free_bytes=0, ready=True, **limits
+):
+    script_folder = tmp_path / "script"
+    script_folder.mkdir(exist_ok=True)
+    script = Script(script_folder, gated=gated)
+    photos = Photos(picture)
+    lost = []
+    service = JobService(
+        storage=JobStorage(tmp_path / "data", min_free_bytes=min_free_bytes),
+        devices=devices,
+        create_engine=script,
+        decode_photo=decode_image,
+        parse=parse,
+        face_stage=FaceStage(fetch=photos.fetch, check=check_image),
+        limits=JobLimits(**{"stop_timeout_s": 0.3, **limits}),
+        metrics=JobMetrics(CollectorRegistry()),
+        on_lost=lost.append,
+    )
+    await service.start()
+    try:
+        if ready:
+            await until(lambda: service.not_ready_reason is None)
+        here = Serving(service, script, photos, photo)
+        here.lost = lost
+        yield here
+    finally:
+        await service.close()
+
+
+async def until(condition):
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():  # noqa: ASYNC110 - what it asks about is in other processes, too
+            await asyncio.sleep(0.005)

@@ -1,0 +1,78 @@
+"""The tiny engine in a worker process: the pictures on disk are those that the engine paints."""
+
+import multiprocessing
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from model.portraits import PHOTOS, generate, photo, portrait
+from server.engines import create_engine
+from server.jobs.files import OutputOptions
+from server.jobs.messages import Admit, EngineReady, Finished, Prepare, Stop
+from server.jobs.worker import EXIT_STOPPED, WorkerSetup, run_worker
+from server.security.image_decode import decode_image
+
+PATIENCE_S = 120.0  # importing torch on a busy machine is slow
+
+REQUESTS = {
+    "collins": portrait("collins", num_outputs=2),
+    "obama": portrait("obama", seed=5, true_cfg=2.0, start_step=1),
+    "ardern": portrait("ardern", seed=6, id_weight=2.0, width=320),
+}
+
+
+@pytest.fixture
+def worker(tmp_path):
+    """(pipe, process) of a worker whose engine is being loaded."""
+    setup = WorkerSetup(
+        device="cpu",
+        create_engine=partial(create_engine, profile="tiny", weights_dir=tmp_path, face_mode="one-face"),
+        decode_photo=partial(decode_image, max_megapixels=60.0),
+        media_folder=tmp_path,
+    )
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe()
+    process = spawn.Process(target=run_worker, args=(theirs, setup), daemon=True)
+    process.start()
+    theirs.close()
+    yield ours, process
+    process.kill()
+    process.join()
+    ours.close()
+
+
+def told(pipe):
+    assert pipe.poll(PATIENCE_S)
+    return pipe.recv()
+
+
+def test_jobs_that_are_prepared_beside_each_other_get_the_bytes_they_get_alone(worker, engine, tmp_path):
+    pipe, process = worker
+    media = {name: f"{number:032x}" for number, name in enumerate(REQUESTS)}
+    for name, request in REQUESTS.items():
+        order = Prepare(
+            job_id=name,
+            request=replace(request, id_image=None),
+            photo=PHOTOS / f"{name}.jpg",
+            output=OutputOptions(format="png"),
+            media_id=media[name],
+        )
+        pipe.send(order)
+        pipe.send(Admit(name))
+    ready = told(pipe)
+    assert isinstance(ready, EngineReady)
+    assert ready.info == engine.info
+    finished = 0
+    while finished < len(REQUESTS):
+        finished += isinstance(told(pipe), Finished)
+    for name, request in REQUESTS.items():
+        alone = generate(engine, replace(request, id_image=photo(name)))
+        for number, image in enumerate(alone.images):
+            stored = np.asarray(Image.open(tmp_path / media[name] / f"{number}.png"))
+            assert np.array_equal(stored, image), name
+    pipe.send(Stop())
+    process.join(PATIENCE_S)
+    assert process.exitcode == EXIT_STOPPED
