@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import anyio
+import anyio.to_thread
 from fastapi import APIRouter, Response
-from fastapi.responses import FileResponse
 
 from pulid.errors import BadRequest
 from server.api.deps import ServiceDep
 from server.api.responses import described
 from server.jobs.files import CONTENT_TYPES
-from server.jobs.job import JobNotFound
+from server.jobs.job import JobNotFound, NotReady
 
 router = APIRouter(tags=["media"])
 
@@ -27,7 +26,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
             kind: {"schema": {"type": "string", "format": "binary"}} for kind in CONTENT_TYPES.values()
         },
     },
-    **described(404, 500),
+    **described(404, 500, 503),
 }
 
 
@@ -46,14 +45,16 @@ async def picture(media_id: str, name: str, service: ServiceDep) -> Response:
     """One finished picture."""
     try:
         path, file = await service.media(media_id, name)
-        stat = await anyio.Path(path).stat()
+        data = await anyio.to_thread.run_sync(path.read_bytes)
     except (JobNotFound, FileNotFoundError):
         raise PictureNotFound from None
-    return FileResponse(
-        path,
-        stat_result=stat,
+    except OSError as exc:  # no file handle is free, or the disk is gone: before the status line is sent
+        raise NotReady("The picture cannot be read now. Try again in a moment.") from exc
+    return Response(
+        data,
         media_type=file.content_type,
-        filename=file.name,
-        content_disposition_type="inline",
-        headers={"cache-control": "private, max-age=3600"},
+        headers={
+            "content-disposition": f'inline; filename="{file.name}"',
+            "cache-control": "private, max-age=3600",
+        },
     )

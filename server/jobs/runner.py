@@ -282,6 +282,8 @@ class JobRunner:
                 self._measure(timings, "decode_photo", "face", "text")
                 for cache, hit in cache_hits.items():
                     self._metrics.cache_lookup(cache, hit=hit)
+            case Preparing():
+                self._count()
             case Stepping():
                 self._on_beginning(job)
             case Stepped(_, step, num_steps, jobs):

@@ -1,0 +1,124 @@
+"""SIGTERM and Ctrl-C with work under way: what runs is finished, what waits is kept, in time."""
+
+from __future__ import annotations
+
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from failures.books import Books, Undisturbed, a_request, status_of
+from fakes import Script
+from live_server import ServerProcess, live_server, wait_until
+
+Publish = Callable[[str, Books], None]
+
+
+def test_sigterm_finishes_what_runs_keeps_what_waits_and_takes_nothing_new(
+    tmp_path: Path, gated_script: Script, undisturbed: Undisturbed, publish: Publish
+):
+    books = Books()
+    waiting: list[httpx.Response] = []
+    with live_server(tmp_path / "data", scripted=gated_script, drain_s=30, undisturbed=False) as server:
+        running = books.submit(server.client, "runs", seed=1)
+        gated_script.run_steps(1)
+        assert gated_script.wait_for(lambda: gated_script.steps.get(running) == 1)
+        for seed in (2, 3):
+            books.submit(server.client, "waits", seed=seed)
+        with server.new_client() as other:
+            caller = threading.Thread(
+                target=lambda: waiting.append(other.post("/v1/flux-pulid", json=a_request("waits, too")))
+            )
+            caller.start()
+            wait_until(lambda: calls_of_v1(server.client) == 1, 10, server.explain)
+
+            server.signal(signal.SIGTERM)
+            wait_until(lambda: server.client.get("/ready").status_code == 503, 1, server.explain)
+            for path in ("/v1/flux-pulid", "/v2/flux-pulid"):
+                refused = server.client.post(path, json=a_request("too late"))
+                assert refused.status_code == 503
+                assert refused.headers["retry-after"].isdecimal()
+                assert "going down" in refused.json()["error"]
+            caller.join(5)
+            assert [answer.status_code for answer in waiting] == [503]
+            assert status_of(server.client, running) == "PROCESSING"
+        gated_script.open_gate()
+        assert server.wait(20) == 0
+        assert list(gated_script.steps) == [running], "nothing else was begun"
+    with live_server(tmp_path / "data", scripted=gated_script) as server:
+        books.settle(server.client, undisturbed)
+    publish("SIGTERM with one job running and two waiting", books)
+    assert books.all_is_well, str(books)
+    assert gated_script.prepared.count("runs") == 1, "it was finished before the end"
+
+
+def calls_of_v1(client: httpx.Client) -> int:
+    """Accepted ones, by what /metrics says."""
+    (line,) = re.findall(r'flux_pulid_jobs_submitted_total{api="v1"} (.+)', client.get("/metrics").text) or [
+        "0"
+    ]
+    return int(float(line))
+
+
+def interrupt_twice(server: ServerProcess) -> None:
+    """Ctrl-C, and again while it drains."""
+    server.signal(signal.SIGINT)
+    wait_until(lambda: server.client.get("/ready").status_code == 503, 1, server.explain)
+    server.signal(signal.SIGINT)
+
+
+def test_a_job_goes_on_after_ctrl_c_twice_and_after_a_drain_that_was_too_short(
+    tmp_path: Path, gated_script: Script, undisturbed: Undisturbed, publish: Publish
+):
+    books = Books()
+    with live_server(tmp_path / "data", scripted=gated_script, undisturbed=False) as server:
+        job_id = books.submit(server.client, "long", num_steps=20)
+        with leaving_nothing(server, job_id):
+            interrupt_twice(server)
+            for _ in range(15):  # the current step is waited for, and no other
+                gated_script.run_steps(1)
+                time.sleep(0.1)
+            assert server.wait(5) == 130
+            assert gated_script.steps[job_id] < 15
+    drain_s = 2
+    with (
+        live_server(tmp_path / "data", scripted=gated_script, undisturbed=False, drain_s=drain_s) as server,
+        leaving_nothing(server, job_id),
+    ):
+        started = time.monotonic()
+        assert server.terminate() in (0, 143)  # in the middle of a step without end
+        assert time.monotonic() - started < drain_s + 1
+    gated_script.open_gate()
+    with live_server(tmp_path / "data", scripted=gated_script) as server:
+        books.settle(server.client, undisturbed)
+    publish("Ctrl-C twice, then SIGTERM in a step without end", books)
+    assert books.all_is_well, str(books)
+    assert gated_script.prepared.count("long") == 3, "it was not interrupted twice"
+
+
+@pytest.mark.release
+def test_ctrl_c_twice_ends_a_step_without_end_in_15_seconds(tmp_path: Path, gated_script: Script):
+    with live_server(tmp_path / "data", scripted=gated_script, undisturbed=False) as server:
+        endless = Books().submit(server.client, "endless")
+        with leaving_nothing(server, endless):
+            started = time.monotonic()
+            interrupt_twice(server)
+            assert server.wait(20) == 130
+            assert time.monotonic() - started < 15
+
+
+@contextmanager
+def leaving_nothing(server: ServerProcess, running: str) -> Iterator[None]:
+    """A block in which the server ends under a running job, and its worker with it."""
+    wait_until(lambda: status_of(server.client, running) == "PROCESSING", 10, server.explain)
+    children = server.processes()[1:]
+    yield
+    _, left = psutil.wait_procs(children, timeout=2)
+    assert left == []
