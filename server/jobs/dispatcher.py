@@ -102,13 +102,14 @@ class Dispatcher:
                 device.saving.add(job)
         self.fill()
 
-    def forget(self, job: LiveJob) -> None:
-        """The job has ended, wherever it was."""
+    def forget(self, job: LiveJob, *, is_painted: bool = False) -> None:
+        """The job has ended, wherever it was; unless its pictures are done, its worker must hear of it."""
         self._scheduler.remove(job.id)
         for name, device in self._devices.items():
             if job not in device.jobs:
                 continue
-            self._send(name, Cancel(job.id))  # a worker that is done with it ignores this
+            if not is_painted:
+                self._send(name, Cancel(job.id))  # a worker that is done with it ignores this
             self._release(device, job)
         self.fill()
 

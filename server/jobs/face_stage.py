@@ -26,11 +26,15 @@ class FaceStage:
 
     async def read(self, photo: str) -> bytes:
         """The bytes of the picture file. Raises ImageRejected. Blocks nothing."""
-        if is_url(photo):
-            data = await self._fetch(photo.strip())
-        else:
-            data = await anyio.to_thread.run_sync(from_base64, photo)
+        if not is_url(photo):
+            return await anyio.to_thread.run_sync(self._checked_base64, photo)
+        data = await self._fetch(photo.strip())
         await anyio.to_thread.run_sync(self._check, data)
+        return data
+
+    def _checked_base64(self, photo: str) -> bytes:
+        data = from_base64(photo)
+        self._check(data)
         return data
 
 

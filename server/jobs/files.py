@@ -210,7 +210,8 @@ def _put_folder(folder: Path, contents: dict[str, bytes]) -> None:
     for name, data in contents.items():
         _write(temporary / name, data, durable=True)
     sync_folder(temporary)
-    _remove_whole(folder)  # of a try that was killed before its end was recorded
+    if folder.exists():  # of a try that was killed before its end was recorded
+        _remove_whole(folder)
     temporary.rename(folder)
     sync_folder(folder.parent)
 

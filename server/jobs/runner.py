@@ -210,7 +210,7 @@ class JobRunner:
             job.timer.cancel()
         if job.photo_task and job.photo_task is not asyncio.current_task():
             job.photo_task.cancel()
-        self._dispatcher.forget(job)
+        self._dispatcher.forget(job, is_painted=error is None)
         self._spawn(self._write_end(job, ended_record(job.record, files=files, error=error)))
 
     # photos
@@ -333,7 +333,15 @@ class JobRunner:
             return
         self._dispatcher.forget(job)
         self._requeue(job)
-        self._loop.call_later(RETRY_AFTER_S, self._make_ready, job)
+        self._spawn(self._retry_later(job))
+
+    async def _retry_later(self, job: LiveJob) -> None:
+        """A turn again once there is room for its pictures; its deadline ends the wait."""
+        while not job.ending:
+            await asyncio.sleep(RETRY_AFTER_S)
+            if not self._storage.is_low:
+                self._make_ready(job)
+                return
 
     def _on_death(self, device: str, event: WorkerDied) -> None:
         """Charge the death to what the worker was doing, and queue everything it had again."""

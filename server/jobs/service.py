@@ -122,7 +122,7 @@ class JobService:
     async def submit(
         self, body: bytes, *, key: str, api: Api, deadline_s: float, idempotency_key: str | None = None
     ) -> JobRecord:
-        """Accept a request; when this returns, it is on disk.
+        """Accept a request; when this returns, its row is on disk, and for v2 the body it is resumed from.
 
         Raises NotReady, Busy, StoreFull or IdempotencyConflict; BadRequest for a body that is not
         valid. A v2 body that is a JSON object is always accepted, and FAILED at once if not valid.
@@ -153,8 +153,11 @@ class JobService:
         self, record: JobRecord, parsed: ParsedBody, body: bytes, idempotency_key: str | None
     ) -> JobRecord:
         job = self._runner.adopt(record, parsed)  # a place first, so that a full queue costs no write
+        keep_body = record.api == "v2"  # nobody resumes a v1 job
         try:
-            stored = await self._storage.insert(record, body, idempotency_key=idempotency_key, keep_body=True)
+            stored = await self._storage.insert(
+                record, body, idempotency_key=idempotency_key, keep_body=keep_body
+            )
         except BaseException:
             self._runner.drop(job)
             raise

@@ -66,7 +66,9 @@ class JobStorage:
     async def insert(
         self, record: JobRecord, body: bytes, *, idempotency_key: str | None, keep_body: bool
     ) -> JobRecord:
-        """Body and row on disk. Returns the row, which may be an earlier one of the same Idempotency-Key.
+        """The row on disk, and the body if it is to be kept.
+
+        Returns the row, which may be an earlier one of the same Idempotency-Key.
 
         Raises StoreFull or IdempotencyConflict; then nothing is left behind.
         """
@@ -76,7 +78,7 @@ class JobStorage:
             try:
                 if keep_body:
                     self._bodies.write(record.id, body)
-                digest = hashlib.sha256(body).digest()
+                digest = hashlib.sha256(body).digest() if idempotency_key is not None else b""
                 stored = self._store.insert(record, idempotency_key=idempotency_key, body_digest=digest)
             finally:
                 if stored is None or stored.id != record.id:

@@ -101,8 +101,6 @@ class JobStore(Protocol):
 
     def known_media(self) -> set[str]: ...
 
-    def known_jobs(self) -> set[str]: ...
-
     def close(self) -> None: ...
 
 
@@ -199,9 +197,6 @@ class SqliteJobStore:
 
     def known_media(self) -> set[str]:
         return set(self._column("SELECT media_id FROM media"))
-
-    def known_jobs(self) -> set[str]:
-        return set(self._column("SELECT id FROM jobs"))
 
     def _column(self, query: str, *values: float) -> list[str]:
         return [row[0] for row in self._connection.execute(query, values)]

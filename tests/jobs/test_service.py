@@ -4,7 +4,9 @@ import asyncio
 import base64
 import io
 import os
+import resource
 import signal
+import sys
 from dataclasses import replace
 
 import anyio
@@ -16,6 +18,7 @@ from fakes import paint
 from jobs.serving import PATIENCE_S, parse, serving, until
 from pulid.errors import BadRequest, Busy
 from server.jobs.job import IdempotencyConflict, JobNotFound, JobState, NotReady
+from server.jobs.runner import RETRY_AFTER_S
 from server.jobs.storage import JobStorage
 from server.security.image_decode import decode_image
 
@@ -437,6 +440,27 @@ async def test_nothing_is_accepted_on_a_full_disk_and_reads_go_on(start):
         assert (await here.service.view(record.id, key="")).record.state is JobState.COMPLETED
         here.service._storage._min_free_bytes = 0
         assert (await here.run()).state is JobState.COMPLETED
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sets a limit of another process")
+@scenario
+async def test_pictures_that_find_no_room_are_painted_again_once_there_is_some(start):
+    """However long that takes: a retry while the disk is still full would only use up a try."""
+    async with start(gated=True) as here:
+        job_id = await here.submit(width=1536, height=1536, num_steps=1)
+        await here.processing(job_id)
+        worker = int(here.service.engine_info.details["pid"])
+        _, hard = resource.prlimit(worker, resource.RLIMIT_FSIZE)
+        resource.prlimit(worker, resource.RLIMIT_FSIZE, (1000, hard))
+        here.service._storage._min_free_bytes = 2**62
+        here.script.open_gate()
+        await until(lambda: here.service._runner.live[job_id].record.state is JobState.QUEUED)
+        await asyncio.sleep(RETRY_AFTER_S * 1.5)
+        assert here.service._runner.live[job_id].record.tries == 1
+        resource.prlimit(worker, resource.RLIMIT_FSIZE, (hard, hard))
+        here.service._storage._min_free_bytes = 0
+        record = await here.ended(job_id)
+        assert (record.state, record.tries) == (JobState.COMPLETED, 2)
 
 
 @scenario

@@ -49,6 +49,10 @@ def completed(store, record, *, finished_at=200.0, expires_at=1000.0):
     return done
 
 
+def known_jobs(store):
+    return {row["id"] for row in store._connection.execute("SELECT id FROM jobs")}
+
+
 def mode_of(path):
     return stat.S_IMODE(path.stat().st_mode)
 
@@ -146,7 +150,7 @@ def test_a_job_that_waits_no_longer_may_be_deleted_with_everything(store):
     store.insert(job(2), idempotency_key="k", body_digest=b"1")
     store.delete(job(1).id)
     store.delete(job(2).id)
-    assert store.known_jobs() == store.known_media() == set()
+    assert known_jobs(store) == store.known_media() == set()
     # The key is free again.
     assert store.insert(job(3), idempotency_key="k", body_digest=b"2") == job(3)
 
@@ -192,14 +196,14 @@ def test_the_same_key_and_body_give_the_earlier_job_as_it_stands_now(store):
     store.insert(job(1), idempotency_key="k", body_digest=b"same")
     store.save(job(1, state=PROCESSING))
     assert store.insert(job(2), idempotency_key="k", body_digest=b"same") == job(1, state=PROCESSING)
-    assert store.known_jobs() == {job(1).id}
+    assert known_jobs(store) == {job(1).id}
 
 
 def test_the_same_key_with_another_body_is_a_conflict_and_adds_nothing(store):
     store.insert(job(1), idempotency_key="k", body_digest=b"one")
     with pytest.raises(IdempotencyConflict):
         store.insert(job(2), idempotency_key="k", body_digest=b"two")
-    assert store.known_jobs() == {job(1).id}
+    assert known_jobs(store) == {job(1).id}
 
 
 def test_keys_of_different_callers_do_not_meet(store):
@@ -223,7 +227,7 @@ def test_ended_jobs_go_after_their_time_and_pictures_after_theirs(store):
     assert swept.media_ids == (job(2).media_id,)
     # The pictures outlive the record of their job; the record may outlive its pictures.
     assert store.media_file(job(1).media_id, "0.webp") == PICTURE
-    assert store.known_jobs() == {job(2).id, job(3).id}
+    assert known_jobs(store) == {job(2).id, job(3).id}
     # An Idempotency-Key expires with its job.
     assert store.insert(job(5), idempotency_key="k", body_digest=b"2") == job(5)
     assert store.sweep(now=1e9, result_ttl_s=50.0) == SweepResult(
@@ -365,7 +369,7 @@ def test_a_migration_that_fails_changes_nothing(path, later):
         SqliteJobStore.open(path, migrations=migrations)
     assert version_of(path) == before
     with closing(SqliteJobStore.open(path)) as store:
-        assert store.known_jobs() == {job(1).id}
+        assert known_jobs(store) == {job(1).id}
     with closing(sqlite3.connect(path)) as connection:
         assert not connection.execute("SELECT * FROM sqlite_master WHERE name = 'extra'").fetchall()
 
@@ -405,7 +409,7 @@ def test_a_full_disk_refuses_what_is_new_keeps_the_old_and_passes(path):
         connection.execute(f"PRAGMA max_page_count = {pages + 6}")
         accepted = insert_until_full(store)
         assert accepted > 3
-        assert store.known_jobs() == {job(number).id for number in range(accepted)}
+        assert known_jobs(store) == {job(number).id for number in range(accepted)}
         assert store.get(job(0).id) == job(0)
         assert len(store.unfinished()) == accepted
         with pytest.raises(StoreFull):
@@ -414,7 +418,7 @@ def test_a_full_disk_refuses_what_is_new_keeps_the_old_and_passes(path):
         connection.execute("PRAGMA max_page_count = 100000")
         store.insert(job(accepted))
     with closing(SqliteJobStore.open(path)) as store:
-        assert len(store.known_jobs()) == accepted + 1
+        assert len(known_jobs(store)) == accepted + 1
 
 
 @pytest.mark.parametrize(
@@ -436,7 +440,7 @@ def test_every_writing_call_says_so_when_the_disk_takes_no_more(path, write):
         connection.execute("PRAGMA query_only = ON")
         with pytest.raises(StoreFull):
             write(store)
-        assert store.known_jobs() == {job(1).id, job(9).id}
+        assert known_jobs(store) == {job(1).id, job(9).id}
         connection.execute("PRAGMA query_only = OFF")
         write(store)
 
@@ -477,7 +481,7 @@ try:
         number += 1
 except StoreFull:
     print("full")
-assert len(store.known_jobs()) == number
+assert len(store.unfinished()) == number
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 store.insert(job(number))
 print(number + 1)
@@ -491,7 +495,7 @@ def test_limits_of_the_system_refuse_in_words_and_pass(path):
     failure, full, accepted = done.stdout.split()
     assert (failure, full) == ("StoreUnusable", "full")
     with closing(SqliteJobStore.open(path)) as store:
-        assert len(store.known_jobs()) == int(accepted) > 10
+        assert len(known_jobs(store)) == int(accepted) > 10
 
 
 # kill -9
@@ -530,7 +534,7 @@ def test_what_was_acknowledged_before_a_kill_is_there_after_it(path, capsys):
         told.update({job_id: JobState(state) for state, job_id in map(str.split, whole_lines)})
         with closing(SqliteJobStore.open(path)) as store:  # checks the file
             stored = {job_id: store.get(job_id) for job_id in told}
-            known = store.known_jobs()
+            known = known_jobs(store)
         assert None not in stored.values()
         for job_id, state in told.items():
             # A state may be one ahead: saved, but killed before it was told.
