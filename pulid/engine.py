@@ -126,3 +126,12 @@ class Engine(Protocol):
 
 
 FaceMode = Literal["one-face", "reference"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadProgress:
+    """How far the loading of an engine has come. Told a few times a second: whoever listens must be quick."""
+
+    part: str  # the network that is being put on the device
+    done_bytes: int  # of all networks together, as they are in the files
+    total_bytes: int

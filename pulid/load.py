@@ -1,4 +1,10 @@
-"""From checkpoint files to a ready engine: build on the meta device, stream, check, assign.
+"""From checkpoint files to a ready engine.
+
+Two passes. The first builds every network without memory, and gives it tensors that lie in the
+mapped files: all files, names and shapes are checked, and nothing is on the device yet. The second
+puts one tensor after the other on the device in the profile's precision, LoRA files merged in. So
+the host needs memory for one tensor, and the device for none twice; on the CPU a tensor that keeps
+its precision stays in its file.
 
 Knows how the published files are laid out inside. Does not know where they come from or how they
 are fetched: the caller hands in paths. Nothing here reaches the network.
@@ -9,27 +15,32 @@ from __future__ import annotations
 import pulid.torchvision_guard  # noqa: F401
 
 # isort: split
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors import safe_open
-from torch import Tensor
-from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
+from diffusers import AutoencoderKL, FluxTransformer2DModel
+from torch import Tensor, nn
+from transformers import AutoTokenizer, CLIPTextModel, PreTrainedTokenizerBase, T5EncoderModel
 
-from pulid.engine import FaceMode
+from pulid.engine import FaceMode, LoadProgress
 from pulid.errors import DeviceUnavailable, WeightsMissing
-from pulid.flux import checkpoint
-from pulid.flux.text import TextEncoder
+from pulid.flux import checkpoint, lora
+from pulid.flux.lora import Change, Lora
+from pulid.flux.text import TextEncoder, load_clip, load_t5
 from pulid.identity.eva_clip import load_eva_state
-from pulid.identity.face import load_face_reader
-from pulid.parts import FLUX_DEV, Architecture, Networks, Parts, build_networks
+from pulid.identity.face import FaceReader, load_face_reader
+from pulid.parts import FLUX_DEV, Architecture, Networks, Parts, build_networks, build_text_models
 from pulid.pipeline import PulidFluxEngine
 from pulid.profiles import SpeedProfile
-from pulid.strict_load import load_strictly
+from pulid.state_files import REMEDY, read_state
+from pulid.strict_load import Shapes, load_strictly, shapes_of
 
-State = dict[str, Tensor]
+Progress = Callable[[LoadProgress], None]
+PROGRESS_BYTES = 64 << 20  # between two reports
 
 
 class ModelPaths(Protocol):
@@ -60,26 +71,39 @@ class ModelPaths(Protocol):
 
 
 def load_engine(
-    profile: SpeedProfile, paths: ModelPaths, device: str, *, face_mode: FaceMode = "one-face"
+    profile: SpeedProfile,
+    paths: ModelPaths,
+    device: str,
+    *,
+    face_mode: FaceMode = "one-face",
+    loras: Sequence[tuple[Path, float]] = (),
+    progress: Progress | None = None,
+    architecture: Architecture = FLUX_DEV,
 ) -> PulidFluxEngine:
-    """The engine of a profile at full size. Raises WeightsMissing or DeviceUnavailable."""
+    """The engine of a profile, with each LoRA file added at its scale.
+
+    What the LoRA files were, and what of them is not applied, is in `info.details`. Raises
+    WeightsMissing for whatever is wrong with a file, before anything is put on the device, and
+    DeviceUnavailable where there is no such device or too little memory on it.
+    """
     target = torch.device(device)
     if target.type == "cuda" and not torch.cuda.is_available():
         raise DeviceUnavailable(f"The profile {profile.name!r} needs a CUDA device, and torch sees none.")
     require_all(paths)
-    dtype: torch.dtype = getattr(torch, profile.dtype)
-    parts = Parts(
-        networks=load_networks(FLUX_DEV, paths, dtype, target),
-        text=load_text_encoder(paths, dtype, target),
-        faces=load_face_reader(
-            antelopev2=paths.antelopev2,
-            retinaface=paths.retinaface,
-            bisenet=paths.bisenet,
-            mode=face_mode,
-            device=target,
-        ),
-    )
-    return PulidFluxEngine(parts, profile, target)
+    model = read_model(paths, architecture, face_mode)
+    applied = read_loras(loras, shapes_of(model.networks.transformer.state_dict()))
+    needed = model.size
+    try:
+        parts = put_on_device(model, target, getattr(torch, profile.dtype), applied, progress)
+    except torch.OutOfMemoryError:
+        raise DeviceUnavailable(
+            f"{device} has too little free memory: the weights of the profile {profile.name!r} take"
+            f" {needed / 2**30:.0f} GiB. `nvidia-smi` shows what else is there."
+        ) from None
+    engine = PulidFluxEngine(parts, profile, target)
+    if applied:
+        engine.info = replace(engine.info, details={"loras": ", ".join(map(str, applied))})
+    return engine
 
 
 def require_all(paths: ModelPaths) -> None:
@@ -89,79 +113,184 @@ def require_all(paths: ModelPaths) -> None:
     if absent:
         raise WeightsMissing(
             "These checkpoints are missing:\n" + "\n".join(absent) + "\n"
-            "docs/weights-and-licences.md says where each comes from. "
-            "To try the server without them, use the profile tiny."
+            "`flux-pulid weights fetch` brings them. To try the server without them, use the profile tiny."
         )
 
 
-def load_networks(
-    architecture: Architecture, paths: ModelPaths, dtype: torch.dtype, device: torch.device
-) -> Networks:
-    """All networks on `device`: the autoencoder in float32, the others in `dtype`."""
+# ---- first pass: everything is checked, and lies in its file ----
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileModel:
+    """What an engine is made of; the weights lie in mapped files, and nothing is on a device yet."""
+
+    networks: Networks
+    t5: T5EncoderModel
+    t5_tokenizer: PreTrainedTokenizerBase
+    clip: CLIPTextModel
+    clip_tokenizer: PreTrainedTokenizerBase
+    faces: FaceReader
+
+    def named(self) -> Iterator[tuple[str, nn.Module]]:
+        """Each network whose precision is chosen here, and what to call it."""
+        networks = self.networks
+        yield "FLUX transformer", networks.transformer
+        yield "T5-XXL", self.t5
+        yield "PuLID", pulid_modules(networks)
+        yield "EVA-CLIP", networks.eva_clip
+        yield "CLIP-L", self.clip
+        yield "FLUX autoencoder", networks.autoencoder
+
+    @property
+    def size(self) -> int:
+        """Bytes of all weights, as they are in the files."""
+        return sum(tensor.nbytes for _, network in self.named() for _, tensor in tensors_of(network))
+
+
+def read_model(paths: ModelPaths, architecture: Architecture, face_mode: FaceMode) -> FileModel:
+    """Every network with its checkpoint's tensors. Raises WeightsMissing."""
     networks = build_networks(architecture)
-    load_strictly(
-        networks.transformer, transformer_state(paths.transformer, dtype, device), "FLUX transformer"
-    )
-    load_strictly(
-        networks.autoencoder, autoencoder_state(paths.autoencoder, torch.float32, device), "FLUX autoencoder"
-    )
-    encoder, attentions = split_pulid(dict(stream(paths.pulid, dtype, device)))
-    load_strictly(networks.idformer, encoder, "PuLID")
-    load_strictly(networks.identity_attentions, attentions, "PuLID")
-    eva_clip = stream(paths.eva_clip, dtype, device)
-    load_eva_state(networks.eva_clip, {k: v for k, v in eva_clip if not k.startswith("text.")})
-    networks.eva_clip.to(device=device, dtype=dtype)
-    return networks
-
-
-def transformer_state(path: Path, dtype: torch.dtype, device: torch.device) -> State:
-    """A FLUX transformer in diffusers' layout, from either layout."""
-    return checkpoint.diffusers_layout(
-        dict(stream(path, dtype, device)), checkpoint.is_bfl_transformer, checkpoint.transformer_tensors
+    read_transformer(networks.transformer, paths.transformer)
+    read_autoencoder(networks.autoencoder, paths.autoencoder)
+    read_pulid(networks, paths.pulid)
+    load_eva_state(networks.eva_clip, read_state(paths.eva_clip), file=paths.eva_clip)
+    t5, clip = build_text_models(architecture)
+    load_t5(t5, read_state(paths.t5), file=paths.t5)
+    load_clip(clip, read_state(paths.clip), file=paths.clip)
+    return FileModel(
+        networks=networks,
+        t5=t5,
+        t5_tokenizer=read_tokenizer(paths.t5_tokenizer, t5.config.vocab_size, t5.config.eos_token_id),
+        clip=clip,
+        clip_tokenizer=read_tokenizer(paths.clip_tokenizer, clip.config.vocab_size, clip_end(clip)),
+        faces=load_face_reader(
+            antelopev2=paths.antelopev2, retinaface=paths.retinaface, bisenet=paths.bisenet, mode=face_mode
+        ),
     )
 
 
-def autoencoder_state(path: Path, dtype: torch.dtype, device: torch.device) -> State:
-    """A FLUX autoencoder in diffusers' layout, from either layout."""
-    return checkpoint.diffusers_layout(
-        dict(stream(path, dtype, device)), checkpoint.is_bfl_autoencoder, checkpoint.autoencoder_tensors
-    )
+def read_transformer(network: FluxTransformer2DModel, path: Path) -> None:
+    """In diffusers' or in Black Forest Labs' layout. Raises WeightsMissing."""
+    wanted = shapes_of(network.state_dict())
+    state = checkpoint.diffusers_transformer(read_state(path), wanted, file=path)
+    load_strictly(network, state, "FLUX transformer", file=path)
 
 
-def split_pulid(state: State) -> tuple[State, State]:
-    """PuLID's checkpoint as (IDFormer, identity attentions), by the prefix of each key."""
-    parts: dict[str, State] = {"pulid_encoder": {}, "pulid_ca": {}}
-    for key, tensor in state.items():
-        module, _, name = key.partition(".")
-        if module not in parts:
-            raise WeightsMissing(f"This is not a PuLID-FLUX checkpoint: it has a key {key!r}.")
-        parts[module][name] = tensor
-    return parts["pulid_encoder"], parts["pulid_ca"]
+def read_autoencoder(network: AutoencoderKL, path: Path) -> None:
+    """In diffusers' or in Black Forest Labs' layout. Raises WeightsMissing."""
+    wanted = shapes_of(network.state_dict())
+    state = checkpoint.diffusers_autoencoder(read_state(path), wanted, file=path)
+    load_strictly(network, state, "FLUX autoencoder", file=path)
 
 
-def load_text_encoder(paths: ModelPaths, dtype: torch.dtype, device: torch.device) -> TextEncoder:
-    t5 = T5EncoderModel.from_pretrained(paths.t5, dtype=dtype, local_files_only=True)
-    clip = CLIPTextModel.from_pretrained(paths.clip, dtype=dtype, local_files_only=True)
-    return TextEncoder(
-        t5=t5.requires_grad_(False).eval().to(device),
-        t5_tokenizer=AutoTokenizer.from_pretrained(paths.t5_tokenizer, local_files_only=True),
-        clip=clip.requires_grad_(False).eval().to(device),
-        clip_tokenizer=AutoTokenizer.from_pretrained(paths.clip_tokenizer, local_files_only=True),
+def read_pulid(networks: Networks, path: Path) -> None:
+    """Raises WeightsMissing."""
+    load_strictly(pulid_modules(networks), read_state(path), "PuLID-FLUX", file=path)
+
+
+def pulid_modules(networks: Networks) -> nn.ModuleDict:
+    """PuLID's two modules under the names that its file has for them."""
+    return nn.ModuleDict({"pulid_encoder": networks.idformer, "pulid_ca": networks.identity_attentions})
+
+
+def read_loras(files: Sequence[tuple[Path, float]], transformer: Shapes) -> list[Lora]:
+    """Raises WeightsMissing."""
+    return [lora.read_lora(file, scale, transformer) for file, scale in files]
+
+
+def clip_end(clip: CLIPTextModel) -> int:
+    """The token at which CLIP's pooled vector is read.
+
+    The published config has a 2 there, which transformers takes for "the largest id".
+    """
+    config = clip.config
+    return config.vocab_size - 1 if config.eos_token_id == 2 else config.eos_token_id
+
+
+def read_tokenizer(folder: Path, vocabulary: int, end: int) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model with `vocabulary` tokens of which `end` ends a text. Raises WeightsMissing."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        last = tokenizer("portrait").input_ids[-1]
+    except Exception as exc:  # transformers raises whatever the damaged files lead it to
+        raise WeightsMissing(f"{folder} holds no tokenizer that can be read. {REMEDY}") from exc
+    if len(tokenizer) > vocabulary or last != end:
+        raise WeightsMissing(
+            f"{folder} is the tokenizer of another model: it has {len(tokenizer)} tokens and ends a text with"
+            f" {last}, expected {vocabulary} at most and {end}. {REMEDY}"
+        )
+    return tokenizer
+
+
+# ---- second pass: onto the device, tensor by tensor ----
+
+
+def put_on_device(
+    model: FileModel,
+    device: torch.device,
+    dtype: torch.dtype,
+    loras: Sequence[Lora] = (),
+    progress: Progress | None = None,
+) -> Parts:
+    """All networks on `device`: the autoencoder and the face networks in float32, the others in `dtype`."""
+    meter = Meter(model.size, progress)
+    networks = model.networks
+    for name, network in model.named():
+        precision = torch.float32 if network is networks.autoencoder else dtype
+        changes = changes_of(loras) if network is networks.transformer else {}
+        for tensor_name, tensor in tensors_of(network):
+            size = tensor.nbytes
+            put(tensor, device, precision, changes.get(tensor_name, ()))
+            meter.add(name, size)
+        meter.report(name)
+    text = TextEncoder(
+        t5=model.t5,
+        t5_tokenizer=model.t5_tokenizer,
+        clip=model.clip,
+        clip_tokenizer=model.clip_tokenizer,
         device=device,
     )
+    return Parts(networks=networks, text=text, faces=model.faces.to(device))
 
 
-def stream(path: Path, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a safetensors file, a folder of its shards, or a pickled state dict, one by one.
+def put(tensor: Tensor, device: torch.device, dtype: torch.dtype, changes: Sequence[Change]) -> None:
+    """Move a parameter or buffer, in place. What is not whole numbers is cast there, after LoRA was added."""
+    there = tensor.data.to(device)
+    if changes:
+        there = lora.merged(there, changes)
+    tensor.data = there.to(dtype) if there.is_floating_point() else there
 
-    Pickles are read with weights_only: they can hold tensors, not code.
-    """
-    if path.suffix in {".pt", ".pth"}:
-        for key, tensor in torch.load(path, map_location="cpu", weights_only=True, mmap=True).items():
-            yield key, tensor.to(device=device, dtype=dtype)
-        return
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    for file in files:
-        with safe_open(file, "pt", device=str(device)) as tensors:
-            for key in tensors.keys():  # noqa: SIM118 - not a dict
-                yield key, tensors.get_tensor(key).to(dtype)
+
+def tensors_of(network: nn.Module) -> list[tuple[str, Tensor]]:
+    """Parameters and buffers, each once, in the order of their file: it is read from front to back."""
+    return sorted(
+        [*network.named_parameters(), *network.named_buffers()], key=lambda item: item[1].data_ptr()
+    )
+
+
+def changes_of(loras: Sequence[Lora]) -> dict[str, list[Change]]:
+    """What all files together add to each weight."""
+    together: dict[str, list[Change]] = defaultdict(list)
+    for file in loras:
+        for name, changes in file.changes.items():
+            together[name].extend(changes)
+    return together
+
+
+class Meter:
+    """Counts the bytes that are on the device, and tells now and then."""
+
+    def __init__(self, total: int, progress: Progress | None) -> None:
+        self._total = total
+        self._progress = progress
+        self._done = self._reported = 0
+
+    def add(self, part: str, size: int) -> None:
+        self._done += size
+        if self._done - self._reported >= PROGRESS_BYTES:
+            self.report(part)
+
+    def report(self, part: str) -> None:
+        self._reported = self._done
+        if self._progress is not None:
+            self._progress(LoadProgress(part=part, done_bytes=self._done, total_bytes=self._total))

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
 from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from pulid.flux.text import TextEncoder
 from pulid.flux.transformer import attention_count
@@ -39,6 +40,27 @@ _FLUX_AUTOENCODER: Sizes = {
     "use_quant_conv": False,
     "use_post_quant_conv": False,
 }
+_T5_XXL: Sizes = {  # as in FLUX.1-dev's text_encoder_2, the encoder of T5 v1.1 XXL
+    "vocab_size": 32128,
+    "d_model": 4096,
+    "d_kv": 64,
+    "d_ff": 10240,
+    "num_layers": 24,
+    "num_heads": 64,
+    "feed_forward_proj": "gated-gelu",
+}
+_CLIP_L: Sizes = {  # as in FLUX.1-dev's text_encoder, the text half of CLIP ViT-L/14
+    "vocab_size": 49408,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "max_position_embeddings": 77,
+    "hidden_act": "quick_gelu",
+    "bos_token_id": 0,
+    "eos_token_id": 2,  # means: the pooled vector is read where the largest token id is
+    "pad_token_id": 1,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +72,8 @@ class Architecture:
     idformer: Sizes = field(default_factory=dict)
     identity_attention: Sizes = field(default_factory=dict)
     eva_clip: Sizes = field(default_factory=dict)
+    t5: Sizes = field(default_factory=dict)  # T5Config, over T5-XXL's
+    clip: Sizes = field(default_factory=dict)  # CLIPTextConfig, over CLIP-L's
 
 
 FLUX_DEV = Architecture()  # PuLID's modules and diffusers' FLUX default to the published sizes
@@ -89,6 +113,14 @@ def build_networks(architecture: Architecture) -> Networks:
     ):
         network.requires_grad_(False).eval()
     return networks
+
+
+def build_text_models(architecture: Architecture) -> tuple[T5EncoderModel, CLIPTextModel]:
+    """Both text models without weights (meta device), in evaluation mode."""
+    with torch.device("meta"):
+        t5 = T5EncoderModel(T5Config(**{**_T5_XXL, **architecture.t5}))
+        clip = CLIPTextModel(CLIPTextConfig(**{**_CLIP_L, **architecture.clip}))
+    return t5.requires_grad_(False).eval(), clip.requires_grad_(False).eval()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

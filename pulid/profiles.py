@@ -18,6 +18,7 @@ class SpeedProfile:
     device: Literal["cuda", "cpu"]
     dtype: Literal["bfloat16", "float32"]  # of the transformer, the text encoders and the identity path
     promise: str
+    device_memory: int = 0  # bytes that one card must have; 0: no card computes
     identity_attention: AttentionForm = "folded"
     # May rows of different requests share a denoising step? Then a picture's last bits depend on
     # its neighbours, so `exact` and `tiny` never do it.
@@ -33,6 +34,7 @@ PROFILES = {
             device="cuda",
             dtype="bfloat16",
             promise="the PuLID reference's arithmetic, proven against recorded numbers",
+            device_memory=45 * 10**9,  # what the reference's authors state for bfloat16; not measured here
         ),
         SpeedProfile(
             name="tiny",

@@ -39,6 +39,11 @@ def _nms(dets: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> torc
     return torch.as_tensor(keep, dtype=torch.int64, device=dets.device)
 
 
+def is_mended() -> bool:
+    """Are the operators of torchvision in this process the ones defined here?"""
+    return bool(_libraries)
+
+
 def ensure_torchvision() -> None:
     """Import torchvision, filling in its operators if they are missing."""
     if importlib.util.find_spec("torchvision") is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from pulid.engine import Engine, EngineInfo
 from pulid.errors import PulidError
 from server import engines
 from server.api import account, events, health, media, openapi, page, v1, v2
+from server.api.body import BodyRoom
 from server.api.context import FaultBarrier, RequestContext
 from server.api.submit import SubmitTurns
 from server.api.v1_schemas import parse_body
@@ -22,6 +23,7 @@ from server.jobs.face_stage import FaceStage, FetchPhoto
 from server.jobs.runner import JobLimits
 from server.jobs.service import JobService
 from server.jobs.storage import JobStorage
+from server.loading import LoadingReport, log_loading
 from server.metrics import Metrics
 from server.security.auth import keys_in_force
 from server.security.image_decode import check_image, decode_image
@@ -29,6 +31,9 @@ from server.security.image_fetch import FetchLimits, public_fetcher
 from server.security.origin import OriginRules
 from server.security.rate_limit import Budget
 from server.settings import Settings
+from weights.manifest import Choice
+
+BODIES_AT_ONCE = 16  # of the largest size; there is room for many more of the usual one
 
 
 class App(FastAPI):
@@ -66,15 +71,36 @@ def create_app(
         face_stage=FaceStage(
             fetch=fetch_photo or public_fetcher(fetch_limits(settings)),
             check=partial(check_image, max_megapixels=settings.max_image_mp),
+            max_mb=settings.fetch_max_mb,
         ),
         limits=job_limits(settings),
         metrics=metrics.jobs,
         on_ready=on_ready,
         on_lost=on_lost,
     )
+    app = App(
+        title="flux-pulid-server",
+        version=server.__version__,
+        lifespan=life_of(service, on_lost),
+        docs_url=None,  # FastAPI's pages load their scripts from a foreign host
+        redoc_url=None,
+        redirect_slashes=False,
+        root_path_in_servers=False,
+    )
+    install_state(app, settings, service, metrics)
+    install_layers(app, settings, metrics)
+    install_error_handlers(app)
+    install_routes(app, settings)
+    return app
+
+
+def life_of(
+    service: JobService, on_lost: Callable[[PulidError], None]
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    """The service starts and ends with the app."""
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def life(app: FastAPI) -> AsyncIterator[None]:
         try:
             await service.start()
         except PulidError as error:
@@ -84,15 +110,11 @@ def create_app(
         yield
         await service.close()
 
-    app = App(
-        title="flux-pulid-server",
-        version=server.__version__,
-        lifespan=lifespan,
-        docs_url=None,  # FastAPI's pages load their scripts from a foreign host
-        redoc_url=None,
-        redirect_slashes=False,
-        root_path_in_servers=False,
-    )
+    return life
+
+
+def install_state(app: FastAPI, settings: Settings, service: JobService, metrics: Metrics) -> None:
+    """What routes and dependencies ask for."""
     app.state.settings = settings
     app.state.service = service
     app.state.metrics = metrics
@@ -103,13 +125,14 @@ def create_app(
         unfinished_of=service.unfinished_of,
     )
     app.state.submit_turns = SubmitTurns(settings.concurrency_per_key)
-    install_layers(app, settings, metrics)
-    install_error_handlers(app)
+    app.state.body_room = BodyRoom(int(BODIES_AT_ONCE * settings.max_body_mb * 1_000_000))
+
+
+def install_routes(app: FastAPI, settings: Settings) -> None:
     for router in (v1.router, v2.router, events.router, media.router, account.router, health.router):
         app.include_router(router)
     app.include_router(health.metrics_router(public=settings.metrics_public))
     app.include_router(page.router)
-    return app
 
 
 def install_layers(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
@@ -124,13 +147,23 @@ def devices_of(settings: Settings) -> tuple[str, ...]:
     return tuple(engines.devices_for(engines.profile_or_exact(settings.profile), settings.devices))
 
 
-def engine_factory(settings: Settings) -> Callable[[str], Engine]:
+def engine_factory(
+    settings: Settings, say: Callable[[str, str, int], None] = log_loading
+) -> Callable[[str], Engine]:
+    """What makes an engine on a device; `say` hears of the loading: device, part, percent."""
     return partial(
         engines.create_engine,
         profile=settings.profile,
         weights_dir=settings.weights_dir,
         face_mode=settings.face_mode,
+        choice=choice_of(settings),
+        loras=settings.loras,
+        progress=LoadingReport(say),
     )
+
+
+def choice_of(settings: Settings) -> Choice:
+    return Choice(base_model=settings.base_model, pulid=settings.pulid_version)
 
 
 def fetch_limits(settings: Settings) -> FetchLimits:

@@ -6,29 +6,56 @@ at once. Never falls back silently: what was asked for is what computes, or the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pulid.engine import Engine, FaceMode
-from pulid.errors import DeviceUnavailable
+from pulid.engine import Engine, FaceMode, LoadProgress, RgbImage
+from pulid.errors import DeviceUnavailable, SetupError
 from pulid.profiles import PROFILES, SpeedProfile, profile_named
+from server.model_files import Loras, checkpoints_of, require_checkpoints, require_loras
+from weights.manifest import Choice
+from weights.paths import model_paths
+
+if TYPE_CHECKING:
+    from pulid.probe import LibraryFacts, TorchFacts
 
 
-def create_engine(device: str, *, profile: str | None, weights_dir: Path, face_mode: FaceMode) -> Engine:
+def create_engine(
+    device: str,
+    *,
+    profile: str | None,
+    weights_dir: Path,
+    face_mode: FaceMode,
+    choice: Choice = Choice(),  # noqa: B008 - frozen
+    loras: Loras = (),
+    progress: Callable[[str, LoadProgress], None] | None = None,
+) -> Engine:
     """Load an engine; takes seconds (tiny) to minutes. Call it in the process that will drive it.
 
-    `device` is one of `devices_for`; `profile` None means exact. Raises UnknownProfile,
+    `device` is one of `devices_for`; `profile` None means exact. The files are looked at before the
+    device is touched; `progress` hears on which device and how far the loading is. Raises UnknownProfile,
     DeviceUnavailable or WeightsMissing.
     """
     chosen = profile_or_exact(profile)
+    require_loras(chosen, loras)
     if chosen.name == "tiny":
         from pulid.tiny import tiny_engine
 
         return tiny_engine(face_mode=face_mode)
 
+    require_checkpoints(checkpoints_of(chosen, weights_dir, choice), weights_dir)
     from pulid.load import load_engine
-    from weights.paths import model_paths
 
-    return load_engine(chosen, model_paths(weights_dir), device, face_mode=face_mode)
+    return load_engine(
+        chosen,
+        model_paths(weights_dir, choice),
+        device,
+        face_mode=face_mode,
+        loras=loras,
+        progress=None if progress is None else partial(progress, device),
+    )
 
 
 def profile_or_exact(name: str | None) -> SpeedProfile:
@@ -89,3 +116,38 @@ def _cuda_count() -> int:
     from pulid.probe import cuda_count
 
     return cuda_count()
+
+
+def torch_facts() -> TorchFacts:
+    """What torch sees of this machine. Raises SetupError where it does not load."""
+    try:
+        from pulid.probe import torch_facts
+    except (ImportError, OSError) as exc:
+        raise SetupError(
+            f"torch cannot be loaded: {exc}. Install it again: "
+            "pip install --force-reinstall -c configs/constraints.txt torch torchvision"
+        ) from exc
+    return torch_facts()
+
+
+def library_facts() -> LibraryFacts:
+    """Of the libraries beside torch. Raises SetupError where one does not load."""
+    try:
+        from pulid.probe import library_facts
+
+        return library_facts()
+    except (ImportError, OSError) as exc:
+        raise SetupError(
+            f"A library of the model cannot be loaded: {exc}. Install the project again: "
+            "pip install -c configs/constraints.txt -e ."
+        ) from exc
+
+
+def likeness(engine: Engine, photo: RgbImage, picture: RgbImage) -> float | None:
+    """Cosine of the ArcFace vectors of the two faces, -1 .. 1; None where `picture` has none.
+
+    For engines of `create_engine`. Raises NoFaceFound for the photo.
+    """
+    from pulid.probe import likeness
+
+    return likeness(engine, photo, picture)

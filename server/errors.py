@@ -23,7 +23,7 @@ from starlette.routing import Match
 
 from pulid.errors import BadRequest, PulidError
 
-RETRY_AFTER_S = 10  # about one picture
+RETRY_AFTER_S = 10  # what callers are told: about one picture
 
 INTERNAL_FAULT = "The server failed on this request. Trying again may help; its log has this request id."
 
@@ -88,13 +88,12 @@ STATUS: dict[str, int] = {
     "busy": 429,
     "rate_limited": 429,
     "client_left": 499,
-    "device_lost": 500,
     "engine_failed": 500,
-    "internal_error": 500,
     "interrupted": 503,
     "not_ready": 503,
     "out_of_memory": 503,
     "output_unreadable": 503,
+    "storage_failed": 503,
     "storage_full": 503,
     "timed_out": 504,
 }

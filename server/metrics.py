@@ -21,7 +21,7 @@ STAGES = ("fetch", "decode_photo", "face", "text", "denoise", "decode", "encode"
 _HTTP_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _STAGE_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 30, 60, 120)
 _WAIT_S = (0.01, 0.05, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
-_ROWS = (1, 2, 3, 4, 6, 8, 12, 16)
+_BATCH_JOBS = (1, 2, 3, 4, 6, 8, 12, 16)
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
@@ -52,7 +52,10 @@ class JobMetrics:
             buckets=_STAGE_S,
         )
         self._batch = Histogram(
-            "flux_pulid_batch_jobs", "Jobs that shared a denoising step.", registry=registry, buckets=_ROWS
+            "flux_pulid_batch_jobs",
+            "Jobs that shared a denoising step.",
+            registry=registry,
+            buckets=_BATCH_JOBS,
         )
         self._deaths = Counter(
             "flux_pulid_worker_deaths", "Worker processes that ended unasked.", registry=registry

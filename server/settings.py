@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import math
 import os
 import re
 import tomllib
@@ -35,6 +36,7 @@ from pulid.engine import FaceMode
 from pulid.errors import SetupError
 from pulid.profiles import PROFILES
 from server.fields import EXPLAINED, Number, Whole, allowed, explained, rule_of
+from weights.manifest import BaseModel, PulidVersion
 
 ENV_PREFIX = "FLUX_PULID_"
 
@@ -146,13 +148,22 @@ class Settings(BaseSettings):
         description="folder with the model files",
         json_schema_extra={"x-allowed": "a folder"},
     )
+    base_model: BaseModel = Field("flux1-dev", description="whose FLUX transformer paints")
+    pulid_version: PulidVersion = Field("v0.9.1", description="whose identity weights")
+    lora: TextList = Field(
+        (),
+        description="LoRA files merged into the transformer at start, each with a scale or at 1",
+        json_schema_extra={
+            "x-allowed": "a list of files, each as path or path:scale, such as film.safetensors:0.8"
+        },
+    )
     fetch_allow: TextList = Field(
         (),
         description="host:port list that pictures may be fetched from although it is not public",
         json_schema_extra={"x-allowed": "a list of host:port, such as photos.internal:8080"},
     )
     fetch_timeout_s: Number = Field(15, gt=0, le=300, description="seconds for the whole fetch of a picture")
-    fetch_max_mb: Number = Field(20, gt=0, le=500, description="megabytes of one fetched picture")
+    fetch_max_mb: Number = Field(20, gt=0, le=500, description="megabytes of one photo, fetched or sent")
     max_body_mb: Number = Field(32, gt=0, le=500, description="megabytes of one request body")
     max_image_mp: Number = Field(60, gt=0, le=89, description="megapixels of one decoded photo")
     max_prompt_chars: Whole = Field(10_000, ge=1, le=1_000_000, description="characters of a prompt")
@@ -201,6 +212,11 @@ class Settings(BaseSettings):
         """Whether a call must carry an API key."""
         return self.auth == "keys" or (self.auth is None and bool(self.api_keys or self.api_keys_file))
 
+    @property
+    def loras(self) -> tuple[tuple[Path, float], ...]:
+        """The files of `lora` with their scales."""
+        return tuple(map(_path_and_scale, self.lora))
+
     @field_validator("profile")
     @classmethod
     def _known_profile(cls, value: str | None) -> str | None:
@@ -235,7 +251,7 @@ class Settings(BaseSettings):
             raise PydanticCustomError("not_a_base_url", "not an http(s) address")
         return None if value is None else value.rstrip("/")
 
-    @field_validator("trusted_proxies", "api_keys", "cors_origins", "fetch_allow", mode="before")
+    @field_validator("trusted_proxies", "api_keys", "cors_origins", "fetch_allow", "lora", mode="before")
     @classmethod
     def _list_of_texts(cls, value: object) -> object:
         parts = value.split(",") if isinstance(value, str) else value
@@ -284,6 +300,13 @@ class Settings(BaseSettings):
             raise PydanticCustomError("not_an_origin", "not an origin")
         return origins
 
+    @field_validator("lora")
+    @classmethod
+    def _scales_are_numbers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            _path_and_scale(text)
+        return value
+
     @field_validator("fetch_allow")
     @classmethod
     def _hosts_with_ports(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -291,6 +314,20 @@ class Settings(BaseSettings):
         if not all(re.fullmatch(r"(\[[0-9a-f:.]+\]|[^\s:/\[\]]+):\d{1,5}", host) for host in hosts):
             raise PydanticCustomError("not_host_and_port", "not host:port")
         return hosts
+
+
+def _path_and_scale(text: str) -> tuple[Path, float]:
+    """From `path` or `path:scale`. What follows the last colon is a number, also where paths hold colons."""
+    path, colon, scale = text.rpartition(":")
+    if not colon:
+        return Path(text).expanduser(), 1.0
+    try:
+        number = float(scale)
+    except ValueError:
+        number = math.nan
+    if not path or not math.isfinite(number):
+        raise PydanticCustomError("not_a_scale", "not a scale")
+    return Path(path).expanduser(), number
 
 
 def _has_keys(info: ValidationInfo) -> bool:

@@ -160,6 +160,8 @@ def live_server(
     """
     data_dir.mkdir(parents=True, exist_ok=True)
     staging = staging_flags(scripted, instant=instant, photo_hosts=photo_hosts or {})
+    if scripted is not None or instant:  # such an engine needs no model files
+        settings = {"profile": "tiny", **settings}
     command = command_line(staging, {"port": 0, "data_dir": data_dir, **settings})
     log = data_dir.with_name(f"{data_dir.name}-{time.monotonic_ns()}.log")
     server = ServerProcess(command, data_dir=data_dir, log=log)

@@ -15,12 +15,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx
 
-import server.cli.serve
 from fakes import Script
 from instant_engine import InstantEngine
+from server.app import create_app
 from server.cli.main import app as command_line
 from server.jobs.face_stage import FetchPhoto
 from server.security.image_fetch import FetchLimits, fetch_image
@@ -66,13 +67,12 @@ def main() -> None:
     parser.add_argument("--instant", action="store_true")
     parser.add_argument("--photo-host", action="append", default=[])
     staging, rest = parser.parse_known_args()
-    server.cli.serve.create_app = partial(server.cli.serve.create_app, **replacements(staging))
-    command_line(args=rest, prog_name="flux-pulid")
+    command_line(args=rest, prog_name="flux-pulid", obj=partial(create_app, **replacements(staging)))
 
 
-def replacements(staging: argparse.Namespace) -> dict[str, object]:
+def replacements(staging: argparse.Namespace) -> dict[str, Any]:
     """Arguments of `create_app`."""
-    replaced: dict[str, object] = {}
+    replaced: dict[str, Any] = {}
     if staging.script is not None:
         replaced["create_engine"] = Script(
             staging.script, gated=staging.gated, slow_to_load=staging.slow_to_load

@@ -1,19 +1,24 @@
 """Black Forest Labs' checkpoint layout, key by key, as diffusers names it.
 
-Transformer and autoencoder come in two layouts. Each function takes one tensor of the BFL layout
-and gives the diffusers tensors made of it, so that a file can be streamed. Knows names and shapes,
-no files. Tables: docs/spec/PULID_SPEC.md, section 8.
+Transformer and autoencoder come in two layouts. A state dict in the BFL layout is checked under the
+names of its file, then split and renamed; no number is read or copied by that, but for one matrix
+whose halves change places. Knows names and shapes, no files.
+Tables: docs/spec/PULID_SPEC.md, section 8.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from pulid.strict_load import Shapes, check_strictly
+
 Named = Iterator[tuple[str, Tensor]]
+State = Mapping[str, Tensor]
 
 # BFL prefix -> diffusers prefix, copied as it is.
 _TRANSFORMER_TOP = {
@@ -51,11 +56,53 @@ _SINGLE_BLOCK = {
     "norm.key_norm": "attn.norm_k",
     "linear2": "proj_out",
 }
+_SINGLE_BLOCK_SPLIT = {"linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")}
+_SWAPPED = ("final_layer.adaLN_modulation.1", "norm_out.linear")
 _BLOCK = re.compile(r"(double|single)_blocks\.(\d+)\.(.+)\.(weight|bias|scale)")
+_DIFFUSERS_BLOCK = re.compile(r"(single_)?transformer_blocks\.(\d+)\.(.+)\.(weight|bias)")
 
 
-def is_bfl_transformer(keys: Mapping[str, object]) -> bool:
-    return "img_in.weight" in keys
+def _origins(copied: Mapping[str, str], split: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
+    """diffusers name -> BFL name, of one kind of block."""
+    parts = {target: name for name, targets in split.items() for target in targets}
+    return {target: name for name, target in copied.items()} | parts
+
+
+_ORIGIN = {target: name for name, target in (*_TRANSFORMER_TOP.items(), _SWAPPED)}
+_DOUBLE_ORIGIN = _origins(_DOUBLE_BLOCK, _DOUBLE_BLOCK_SPLIT)
+_SINGLE_ORIGIN = _origins(_SINGLE_BLOCK, _SINGLE_BLOCK_SPLIT)
+
+
+def diffusers_transformer(state: State, wanted: Shapes, *, file: Path | None = None) -> State:
+    """A transformer's state dict in diffusers' layout, whichever of the two it came in.
+
+    `wanted` are diffusers' names and shapes. Raises WeightsMissing for a file in the BFL layout that
+    does not fit them; one in diffusers' layout is for strict loading to judge.
+    """
+    if not any(key.startswith(("double_blocks.", "single_blocks.")) for key in state):
+        return state
+    check_strictly(bfl_transformer_shapes(wanted), state, "FLUX transformer", file=file)
+    return {name: part for key, tensor in state.items() for name, part in transformer_tensors(key, tensor)}
+
+
+def bfl_transformer_shapes(wanted: Shapes) -> dict[str, tuple[int, ...]]:
+    """The keys and shapes of a BFL file that holds a transformer of diffusers' names and shapes `wanted`."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, (rows, *rest) in wanted.items():
+        key = _bfl_key(name)
+        above = shapes.get(key, (0,))[0]  # fused matrices lie one above the other
+        shapes[key] = (above + rows, *rest)
+    return shapes
+
+
+def _bfl_key(name: str) -> str:
+    if match := _DIFFUSERS_BLOCK.fullmatch(name):
+        single, number, part, leaf = match.groups()
+        origin = (_SINGLE_ORIGIN if single else _DOUBLE_ORIGIN)[part]
+        leaf = "scale" if origin.endswith("_norm") else leaf
+        return f"{'single' if single else 'double'}_blocks.{number}.{origin}.{leaf}"
+    stem, _, leaf = name.rpartition(".")
+    return f"{_ORIGIN[stem]}.{leaf}"
 
 
 def transformer_tensors(key: str, tensor: Tensor) -> Named:
@@ -69,9 +116,9 @@ def transformer_tensors(key: str, tensor: Tensor) -> Named:
             yield f"{prefix}.{number}.{target}.{leaf}", part
         return
     name, _, leaf = key.rpartition(".")
-    if name == "final_layer.adaLN_modulation.1":
+    if name == _SWAPPED[0]:
         shift, scale = tensor.chunk(2)  # diffusers has the scale first
-        yield f"norm_out.linear.{leaf}", torch.cat((scale, shift))
+        yield f"{_SWAPPED[1]}.{leaf}", torch.cat((scale, shift))
     else:
         yield f"{_TRANSFORMER_TOP[name]}.{leaf}", tensor
 
@@ -84,67 +131,49 @@ def _double_block(name: str, tensor: Tensor) -> Named:
 
 
 def _single_block(name: str, tensor: Tensor) -> Named:
-    if name == "linear1":  # query, key, value of the width and the MLP of four times the width
+    if name in _SINGLE_BLOCK_SPLIT:  # query, key, value of the width and the MLP of four times the width
         width = tensor.shape[0] // 7
         parts = tensor.split([width, width, width, 4 * width])
-        yield from zip(("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"), parts, strict=True)
+        yield from zip(_SINGLE_BLOCK_SPLIT[name], parts, strict=True)
     else:
         yield _SINGLE_BLOCK[name], tensor
 
 
+# diffusers -> BFL. The decoder counts its levels from the other end.
 _AUTOENCODER_RENAMES: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
-    (re.compile(r"\.mid\.block_1\."), ".mid_block.resnets.0."),
-    (re.compile(r"\.mid\.attn_1\."), ".mid_block.attentions.0."),
-    (re.compile(r"\.mid\.block_2\."), ".mid_block.resnets.1."),
-    (re.compile(r"\.down\.(\d)\.block\.(\d)\."), r".down_blocks.\1.resnets.\2."),
-    (re.compile(r"\.down\.(\d)\.downsample\."), r".down_blocks.\1.downsamplers.0."),
-    # The decoder counts its levels from the other end.
-    (re.compile(r"\.up\.(\d)\.block\.(\d)\."), lambda m: f".up_blocks.{3 - int(m[1])}.resnets.{m[2]}."),
-    (re.compile(r"\.up\.(\d)\.upsample\."), lambda m: f".up_blocks.{3 - int(m[1])}.upsamplers.0."),
-    (re.compile(r"\.nin_shortcut\."), ".conv_shortcut."),
-    (re.compile(r"coder\.norm_out\."), "coder.conv_norm_out."),
+    (re.compile(r"\.mid_block\.resnets\.(\d)\."), lambda m: f".mid.block_{int(m[1]) + 1}."),
+    (re.compile(r"\.mid_block\.attentions\.0\."), ".mid.attn_1."),
+    (re.compile(r"\.down_blocks\.(\d)\.resnets\.(\d)\."), r".down.\1.block.\2."),
+    (re.compile(r"\.down_blocks\.(\d)\.downsamplers\.0\."), r".down.\1.downsample."),
+    (re.compile(r"\.up_blocks\.(\d)\.resnets\.(\d)\."), lambda m: f".up.{3 - int(m[1])}.block.{m[2]}."),
+    (re.compile(r"\.up_blocks\.(\d)\.upsamplers\.0\."), lambda m: f".up.{3 - int(m[1])}.upsample."),
+    (re.compile(r"\.conv_shortcut\."), ".nin_shortcut."),
+    (re.compile(r"\.conv_norm_out\."), ".norm_out."),
+    (re.compile(r"\.attn_1\.group_norm\."), ".attn_1.norm."),
+    (re.compile(r"\.attn_1\.to_([qkv])\."), r".attn_1.\1."),
+    (re.compile(r"\.attn_1\.to_out\.0\."), ".attn_1.proj_out."),
 )
-_AUTOENCODER_ATTENTION = {
-    "norm": "group_norm",
-    "q": "to_q",
-    "k": "to_k",
-    "v": "to_v",
-    "proj_out": "to_out.0",
-}
 
 
-def is_bfl_autoencoder(keys: Mapping[str, object]) -> bool:
-    return "decoder.mid.block_1.norm1.weight" in keys
+def diffusers_autoencoder(state: State, wanted: Shapes, *, file: Path | None = None) -> State:
+    """An autoencoder's state dict in diffusers' layout; see `diffusers_transformer`."""
+    if not any(key.startswith("decoder.mid.") for key in state):
+        return state
+    check_strictly(bfl_autoencoder_shapes(wanted), state, "FLUX autoencoder", file=file)
+    return {name: state[_bfl_autoencoder_key(name)].view(shape) for name, shape in wanted.items()}
 
 
-def autoencoder_tensors(key: str, tensor: Tensor) -> Named:
-    """The diffusers tensor of one BFL autoencoder tensor."""
+def bfl_autoencoder_shapes(wanted: Shapes) -> dict[str, tuple[int, ...]]:
+    """The keys and shapes of a BFL file that holds an autoencoder of diffusers' names and shapes `wanted`."""
+    shapes = {_bfl_autoencoder_key(name): shape for name, shape in wanted.items()}
+    # The attention's matrices are convolutions of one pixel there.
+    return {
+        key: (*shape, 1, 1) if ".attn_1." in key and len(shape) == 2 else shape
+        for key, shape in shapes.items()
+    }
+
+
+def _bfl_autoencoder_key(name: str) -> str:
     for pattern, replacement in _AUTOENCODER_RENAMES:
-        key = pattern.sub(replacement, key)
-    head, attention, tail = key.partition(".attentions.0.")
-    if attention:
-        name, _, leaf = tail.rpartition(".")
-        key = f"{head}{attention}{_AUTOENCODER_ATTENTION[name]}.{leaf}"
-        if tensor.ndim == 4:  # a 1x1 convolution there, a matrix here
-            tensor = tensor[:, :, 0, 0]
-    yield key, tensor
-
-
-def diffusers_layout(
-    state: Mapping[str, Tensor],
-    is_bfl: Callable[[Mapping[str, object]], bool],
-    tensors_of: Callable[[str, Tensor], Named],
-) -> dict[str, Tensor]:
-    """A state dict in diffusers' layout, whichever of the two it came in.
-
-    A key that the BFL layout does not have is kept, so that strict loading can name it.
-    """
-    if not is_bfl(state):
-        return dict(state)
-    converted: dict[str, Tensor] = {}
-    for key, tensor in state.items():
-        try:
-            converted.update(tensors_of(key, tensor))
-        except KeyError:
-            converted[key] = tensor
-    return converted
+        name = pattern.sub(replacement, name)
+    return name

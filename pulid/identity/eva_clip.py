@@ -8,6 +8,7 @@ the published EVA-CLIP checkpoint names its tensors. Does not know: how a face b
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import pulid.torchvision_guard  # noqa: F401
 
@@ -106,7 +107,9 @@ def tap_indices(depth: int) -> list[int]:
     return [depth * scale // (NUM_SCALES + 1) - 1 for scale in range(1, NUM_SCALES + 1)]
 
 
-def load_eva_state(model: EvaClipVision, checkpoint: Mapping[str, Tensor]) -> None:
+def load_eva_state(
+    model: EvaClipVision, checkpoint: Mapping[str, Tensor], *, file: Path | None = None
+) -> None:
     """Load the published `.pt` file's tensors, the whole file or only its visual part.
 
     Text tower, logit scale and rotary tables are dropped; everything else must match by name and
@@ -120,7 +123,7 @@ def load_eva_state(model: EvaClipVision, checkpoint: Mapping[str, Tensor]) -> No
         for name, tensor in checkpoint.items()
         if not name.startswith(_TEXT_TOWER) and not name.endswith(_ROTARY_TABLES)
     }
-    load_strictly(_AsPublished(model.tower, prefix), tensors, "EVA02-CLIP-L-14-336 vision tower")
+    load_strictly(_AsPublished(model.tower, prefix), tensors, "EVA02-CLIP-L-14-336 vision tower", file=file)
     model.reset_computed_buffers(model.tower.cls_token.device)
 
 

@@ -37,9 +37,10 @@ from pulid.identity.face_weights import (
     DETECTOR_SIZES,
     bisenet_from,
     load_analysis,
-    read_checkpoint,
     retinaface_from,
+    retinaface_on,
 )
+from pulid.state_files import read_state
 
 MIN_SIDE = 16  # pixels after shrinking; narrower strips hold no face and upset the detectors
 RETINAFACE_SCORE = 0.97  # strictly above
@@ -100,6 +101,14 @@ class FaceReader:
         self._device = torch.device(device)
         self._parsing_size = parsing_size
 
+    def to(self, device: torch.device | str) -> FaceReader:
+        """Move what computes in torch. Detector and recogniser are onnxruntime's and stay on the CPU."""
+        self._device = torch.device(device)
+        self._parser.to(device)
+        if self._retinaface is not None:
+            retinaface_on(self._retinaface, device)
+        return self
+
     @torch.inference_mode()
     def read(self, photo: RgbImage) -> FaceCrop:
         """The face of a uint8 photo (height, width, 3) of any size. Raises NoFaceFound."""
@@ -158,21 +167,17 @@ def parsing_input(aligned: RgbImage) -> Tensor:
 
 
 def load_face_reader(
-    *,
-    antelopev2: Path,
-    retinaface: Path,
-    bisenet: Path,
-    mode: FaceMode = "one-face",
-    device: torch.device | str,
+    *, antelopev2: Path, retinaface: Path, bisenet: Path, mode: FaceMode = "one-face"
 ) -> FaceReader:
-    """The full-size reader: `antelopev2` is a directory of .onnx files, the others are .pth files.
+    """The full-size reader, on the CPU.
 
-    Reads local files only. Raises WeightsMissing.
+    `antelopev2` is a directory of .onnx files, the others are checkpoint files. Reads local files only.
+    Raises WeightsMissing.
     """
     return FaceReader(
         load_analysis(antelopev2),
-        bisenet_from(read_checkpoint(bisenet), device),
-        retinaface_from(read_checkpoint(retinaface), device),
+        bisenet_from(read_state(bisenet), "cpu", file=bisenet),
+        retinaface_from(read_state(retinaface), "cpu", file=retinaface),
         mode=mode,
-        device=device,
+        device="cpu",
     )

@@ -53,9 +53,14 @@ def load_analysis(models_dir: Path) -> FaceAnalysis:
         analysis.prepare(ctx_id=0, det_thresh=DETECTOR_SCORE, det_size=(DETECTOR_SIZES[0],) * 2)
         _open_every_size(analysis)
     except Exception as exc:  # onnxruntime's errors have no common base; insightface asserts
-        raise WeightsMissing(f"The face models in {models_dir} cannot be loaded: fetch them again.") from exc
+        raise WeightsMissing(
+            f"The face models in {models_dir} cannot be loaded: fetch them again, with "
+            "`flux-pulid weights fetch`."
+        ) from exc
     if "recognition" not in analysis.models:
-        raise WeightsMissing(f"No face recogniser (glintr100.onnx) in {models_dir}: fetch it again.")
+        raise WeightsMissing(
+            f"No face recogniser (glintr100.onnx) in {models_dir}: fetch it with `flux-pulid weights fetch`."
+        )
     return analysis
 
 
@@ -68,9 +73,7 @@ def _check_models_dir(models_dir: Path) -> None:
             f"The face models lie one folder too deep, in {nested.parent}:"
             f" move the .onnx files up into {models_dir}."
         )
-    raise WeightsMissing(
-        f"No face models (*.onnx) in {models_dir}. docs/weights-and-licences.md says where they come from."
-    )
+    raise WeightsMissing(f"No face models (*.onnx) in {models_dir}. Run `flux-pulid weights fetch`.")
 
 
 def _session_options() -> onnxruntime.SessionOptions:
@@ -107,35 +110,30 @@ def vectron_models_dir() -> Path:
     return Path(spec.origin).parent / "model"
 
 
-def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The state dict of a .pth file, without the `module.` that training in parallel leaves behind."""
-    if not path.is_file():
-        raise WeightsMissing(f"{path} does not exist. docs/weights-and-licences.md says where it comes from.")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as exc:  # torch's unpickler raises whatever the damaged bytes lead it to
-        raise WeightsMissing(f"{path} is damaged or no checkpoint: delete it and fetch it again.") from exc
-    if not isinstance(state, Mapping):
-        raise WeightsMissing(f"{path} holds no state dict: delete it and fetch it again.")
-    return {key.removeprefix("module."): value for key, value in state.items()}
-
-
-def retinaface_from(state: Mapping[str, Tensor], device: torch.device | str) -> RetinaFace:
+def retinaface_from(
+    state: Mapping[str, Tensor], device: torch.device | str, *, file: Path | None = None
+) -> RetinaFace:
     """facexlib's RetinaFace-ResNet50 in float32 (456 keys). Raises WeightsMissing."""
     with torch.device("meta"), warnings.catch_warnings():
         # facexlib calls torchvision's resnet50 in the way of before torchvision 0.13.
         warnings.filterwarnings("ignore", category=UserWarning, module="torchvision")
         network = RetinaFace(network_name="resnet50", device="meta")
-    load_strictly(network, state, "RetinaFace-ResNet50")
-    # Not in the state dict: where it runs, and the mean it subtracts (BGR).
+    load_strictly(network, state, "RetinaFace-ResNet50", file=file)
+    return retinaface_on(network.eval().requires_grad_(False), device)
+
+
+def retinaface_on(network: RetinaFace, device: torch.device | str) -> RetinaFace:
+    """The same network, moved to `device` with what is not in its state dict."""
     network.device = torch.device(device)
-    network.mean_tensor = torch.tensor([104.0, 117.0, 123.0], device=device).view(1, 3, 1, 1)
-    return network.to(device).eval().requires_grad_(False)
+    network.mean_tensor = torch.tensor([104.0, 117.0, 123.0], device=device).view(1, 3, 1, 1)  # BGR
+    return network.to(device, torch.float32)
 
 
-def bisenet_from(state: Mapping[str, Tensor], device: torch.device | str) -> BiSeNet:
+def bisenet_from(
+    state: Mapping[str, Tensor], device: torch.device | str, *, file: Path | None = None
+) -> BiSeNet:
     """facexlib's BiSeNet for 19 face classes in float32 (191 keys). Raises WeightsMissing."""
     with torch.device("meta"):
         network = BiSeNet(num_class=PARSING_CLASSES)
-    load_strictly(network, state, "BiSeNet face parsing")
-    return network.to(device).eval().requires_grad_(False)
+    load_strictly(network, state, "BiSeNet face parsing", file=file)
+    return network.to(device, torch.float32).eval().requires_grad_(False)

@@ -2,25 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
+from pulid.errors import Busy
 from server.errors import BodyTooLarge, ClientLeft, UnsupportedBody
 
 
-async def read_json_body(request: Request, *, max_mb: float) -> bytes:
-    """The bytes of a JSON body, unparsed. No content type at all counts as JSON.
+class BodyRoom:
+    """Memory for the bodies of all calls that are being read or accepted at a time."""
 
-    Raises UnsupportedBody, BodyTooLarge or ClientLeft.
+    def __init__(self, size: int) -> None:
+        self._left = size  # bytes
+
+    @contextmanager
+    def taken(self, size: int) -> Iterator[None]:
+        """Room for one body during the block. Raises Busy where there is none."""
+        if size > self._left:
+            raise Busy("The server is reading as many requests as it can. Try again in a few seconds.")
+        self._left -= size
+        try:
+            yield
+        finally:
+            self._left += size
+
+
+@asynccontextmanager
+async def received_json(request: Request, *, max_mb: float) -> AsyncIterator[bytes]:
+    """The bytes of a JSON body, unparsed; they must be given up with the block.
+
+    No content type at all counts as JSON. Raises UnsupportedBody, BodyTooLarge, Busy or ClientLeft.
     """
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type not in ("", "application/json"):
         raise UnsupportedBody("Send the parameters as a JSON object with Content-Type: application/json.")
-    too_large = BodyTooLarge(f"The body is larger than {max_mb:g} MB. Send a smaller picture, or its URL.")
+    too_large = BodyTooLarge(f"The body is larger than {max_mb:g} MB. Send a smaller photo, or its URL.")
     limit = int(max_mb * 1_000_000)
     declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > limit:
+    size = int(declared) if declared.isdecimal() else limit
+    if size > limit:
         raise too_large
+    room: BodyRoom = request.app.state.body_room
+    with room.taken(size):
+        yield await _read(request, limit, too_large)
+
+
+async def _read(request: Request, limit: int, too_large: BodyTooLarge) -> bytes:
     body = bytearray()
     try:
         async for chunk in request.stream():

@@ -7,6 +7,7 @@ under /json is the same app again, seen by its routes as the `root_path` of the 
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 
@@ -14,7 +15,8 @@ from fastapi import Request
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.errors import INTERNAL_FAULT, error_response
+from server.errors import INTERNAL_FAULT, answer_pulid_error, error_response
+from server.jobs.job import GoingDown
 from server.logs import get_logger, trace_of
 from server.metrics import Metrics
 
@@ -67,7 +69,10 @@ class RequestContext:
 
 
 class FaultBarrier:
-    """The innermost layer: what no route foresaw becomes an answer, which CORS can still mark."""
+    """The innermost layer: what no route foresaw becomes an answer, which CORS can still mark.
+
+    So does what is still open when the server ends: uvicorn cancels it then.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -79,6 +84,10 @@ class FaultBarrier:
         answer = Answer(send, scope)
         try:
             await self.app(scope, receive, answer)
+        except asyncio.CancelledError:
+            if answer.status is not None:
+                raise
+            await answer_pulid_error(Request(scope), GoingDown())(scope, receive, answer)
         except Exception as exc:
             log.error("request fault", request_id=scope["state"]["request_id"], **trace_of(exc))
             if answer.status is None:

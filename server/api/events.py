@@ -39,7 +39,7 @@ _HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}  # the secon
             "description": "A stream of status bodies; it ends when the job has.",
             "content": {"text/event-stream": {"schema": {"type": "string"}}},
         },
-        **described(401, 404, 500),
+        **described(401, 404, 500, 503),
     },
 )
 async def job_events(

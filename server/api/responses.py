@@ -26,9 +26,9 @@ _MEANINGS = {
     406: "The body is not JSON.",
     409: "In conflict with an earlier call: a cancelled job, or an Idempotency-Key with another body.",
     413: "The body is too large.",
-    429: "The queue is full or the key's limit is reached; Retry-After says when to come back.",
+    429: "The queue is full, or the key's limit is reached; Retry-After says when to come back.",
     500: "A fault of the server.",
-    503: "No work can be taken now: loading, going down, disk or device memory full.",
+    503: "Not now: loading, going down, disk or device memory full; Retry-After says when to come back.",
     504: "The picture was not ready in time.",
 }
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 import anyio.to_thread
 from fastapi import APIRouter, Query, Request, Response
 
-from server.api.body import client_left, read_json_body
+from server.api.body import client_left, received_json
 from server.api.context import JSON_MOUNT
 from server.api.deps import NEEDS_BUDGET, NEEDS_KEY, KeyDep, LinksDep, ServiceDep, SettingsDep
 from server.api.links import Links
@@ -92,12 +92,12 @@ async def paint(
 ) -> Response:
     """Paint portraits of the person in a photo, and answer with them."""
     form = form_of(request, response_format, default=settings.v1_response)
-    body = await read_json_body(request, max_mb=settings.max_body_mb)
     deadline_s = min(settings.v1_timeout_s, settings.job_deadline_s)
-    record = await accept(request, service, body, key=key, api="v1", deadline_s=deadline_s)
-    if await anyio.to_thread.run_sync(wants_base64, body):
-        form = "json"
-    del body  # it holds the photo, and the job has it on disk
+    async with received_json(request, max_mb=settings.max_body_mb) as body:
+        record = await accept(request, service, body, key=key, api="v1", deadline_s=deadline_s)
+        if await anyio.to_thread.run_sync(wants_base64, body):
+            form = "json"
+        del body  # the photo in it is the job's by now
     request.state.request_id = record.id
     record = await wait_with_client(request, service, record.id)
     if record.state is not JobState.COMPLETED:

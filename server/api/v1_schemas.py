@@ -42,8 +42,8 @@ class FluxPulidRequest(BaseModel):
 
     main_face_image: str = Field(
         min_length=1,
-        description="Picture with the face to keep: an http(s) URL, a data URI or bare base64.",
-        json_schema_extra={"x-allowed": "an http(s) URL, a data URI or the base64 text of a picture"},
+        description="Photo with the face to keep: an http(s) URL, a data URI or bare base64.",
+        json_schema_extra={"x-allowed": "an http(s) URL, a data URI or the base64 text of a photo"},
     )
     prompt: str = Field(description="What to draw.", examples=["portrait of woman, neon color, cinematic"])
     negative_prompt: str = Field(
@@ -60,7 +60,7 @@ class FluxPulidRequest(BaseModel):
     )
     max_sequence_length: Whole = Field(128, ge=128, le=512, description="T5 tokens of the prompt.")
     seed: Annotated[int, Field(ge=-1, le=MAX_SEED), NotBoolean] | None = Field(
-        None, description="Absent, null or -1: a random one. Picture i uses seed + i."
+        None, description="Absent, null, blank or -1: a random one. Picture i uses seed + i."
     )
     num_outputs: Whole = Field(1, ge=1, le=4, description="Pictures.")
     output_format: WireFormat = Field("webp", description="Also accepted: jpeg.")
@@ -73,6 +73,8 @@ class FluxPulidRequest(BaseModel):
         if not isinstance(data, Mapping):
             return data
         given = {name: value for name, value in data.items() if value is not None}
+        if isinstance(seed := given.get("seed"), str) and not seed.strip():
+            del given["seed"]
         if "True_cfg" in given:
             given.setdefault("true_cfg", given.pop("True_cfg"))
         return given

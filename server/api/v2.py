@@ -12,8 +12,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Path, Request, Response
 from pydantic import BaseModel
 
-from server.api.body import read_json_body
-from server.api.deps import NEEDS_BUDGET, NEEDS_KEY, KeyDep, LinksDep, ServiceDep, SettingsDep
+from server.api.body import received_json
+from server.api.deps import NEEDS_KEY, KeyDep, LinksDep, ServiceDep, SettingsDep
 from server.api.responses import REQUEST_BODY, described
 from server.api.submit import accept
 from server.api.v2_schemas import (
@@ -29,6 +29,7 @@ from server.api.v2_schemas import (
 )
 from server.errors import FieldProblem, InvalidParameters
 from server.jobs.job import JobNotFound, JobState
+from server.security.rate_limit import require_budget
 
 router = APIRouter(tags=["v2"], dependencies=[NEEDS_KEY])
 
@@ -47,7 +48,7 @@ _FAILED: dict[int | str, dict[str, Any]] = {
 _RESULT: dict[int | str, dict[str, Any]] = {
     200: {"model": Result | Queued | Processing, "description": "The output, or how the job stands."},
     **_FAILED,
-    **described(401, 404, 500),
+    **described(401, 404, 500, 503),
 }
 
 
@@ -58,7 +59,6 @@ _RESULT: dict[int | str, dict[str, Any]] = {
         200: {"model": Submitted, "description": "The job is on disk and will be done."},
         **described(400, 401, 406, 409, 413, 429, 500, 503),
     },
-    dependencies=[NEEDS_BUDGET],
     openapi_extra={"requestBody": REQUEST_BODY},
 )
 async def submit(
@@ -70,17 +70,25 @@ async def submit(
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Queue portraits; poll the URLs in the answer. What is wrong with the parameters is told there."""
-    _check_idempotency_key(idempotency_key)
-    body = await read_json_body(request, max_mb=settings.max_body_mb)
-    record = await accept(
-        request,
-        service,
-        body,
-        key=key,
-        api="v2",
-        deadline_s=settings.job_deadline_s,
-        idempotency_key=idempotency_key,
-    )
+    earlier = None
+    if idempotency_key is not None:
+        _check_idempotency_key(idempotency_key)
+        earlier = await service.earlier(key, idempotency_key)
+    if earlier is None:  # what is sent again costs nothing, and is answered even where new work is refused
+        await require_budget(request, key)
+    async with received_json(request, max_mb=settings.max_body_mb) as body:
+        if earlier is not None:
+            record = await service.repeat(earlier, body)
+        else:
+            record = await accept(
+                request,
+                service,
+                body,
+                key=key,
+                api="v2",
+                deadline_s=settings.job_deadline_s,
+                idempotency_key=idempotency_key,
+            )
     # A job may have FAILED already over its parameters; callers look for that when they poll.
     status = JobState.QUEUED if idempotency_key is None else record.state
     return _answer(Submitted.of(record, links, status=status))
@@ -92,7 +100,7 @@ async def submit(
     responses={
         200: {"model": Queued | Processing | Completed, "description": "How the job stands."},
         **_FAILED,
-        **described(401, 404, 500),
+        **described(401, 404, 500, 503),
     },
 )
 async def job_status(
@@ -131,8 +139,8 @@ async def remove_job(request_id: JobId, service: ServiceDep, key: KeyDep) -> Res
     return _answer(Removed(request_id=request_id, status=view.record.state, deleted=False))
 
 
-def _check_idempotency_key(value: str | None) -> None:
-    if value is not None and not re.fullmatch(r"[\x21-\x7e]{1,255}", value):
+def _check_idempotency_key(value: str) -> None:
+    if not re.fullmatch(r"[\x21-\x7e]{1,255}", value):
         message = "Idempotency-Key must be 1 to 255 visible ASCII characters."
         raise InvalidParameters([FieldProblem("Idempotency-Key", message)])
 

@@ -1,6 +1,6 @@
 """How a command ends when something is wrong: one message on standard error, no traceback.
 
-Exit codes: 2 the input is wrong, 1 anything else, 130 stopped by Ctrl-C.
+Exit codes: 2 the input or a model file is wrong, 1 anything else, 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import typer
 
 from pulid.errors import BadRequest, PulidError
 from server.settings import SettingsError
+from weights.errors import WeightsError
 
 BAD_INPUT = 2
 FAILED = 1
@@ -23,7 +24,7 @@ def clean_exit() -> Iterator[None]:
     """Turn our own errors and Ctrl-C into an exit code. Anything else is a bug and shows itself."""
     try:
         yield
-    except (BadRequest, SettingsError) as exc:
+    except (BadRequest, SettingsError, WeightsError) as exc:
         typer.echo(f"Error: {exc}", err=True)
         raise typer.Exit(BAD_INPUT) from exc
     except PulidError as exc:

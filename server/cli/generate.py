@@ -57,7 +57,7 @@ def generate(
         values = {"main_face_image": face or "-", "prompt": prompt, **used(given)}
         wire = checked_parameters(values, out, settings)
         request = replace(wire.to_generation(), id_image=read_photo(face, settings))
-        create_engine = partial(engine_factory(settings), devices_of(settings)[0])
+        create_engine = partial(engine_factory(settings, show_loading), devices_of(settings)[0])
         paint(create_engine, request, wire.to_output(), out)
 
 
@@ -117,6 +117,10 @@ def paint(
         typer.echo(f"Wrote {path} ({file.width}x{file.height}, seed {seed}).")
     if notice:
         typer.echo(f"Note: {notice}")
+
+
+def show_loading(device: str, part: str, percent: int) -> None:
+    typer.echo(f"Loading {part} onto {device}, {percent} %", err=True)
 
 
 def run_to_end(engine: Engine, request: GenerationRequest) -> GenerationResult:

@@ -45,6 +45,9 @@ class Drainable(Protocol):
     async def drained(self) -> None:
         """Return when nothing runs any more."""
 
+    def interrupt(self) -> None:
+        """Tell those who still wait for an answer that there will be none but this."""
+
 
 class HttpServer(uvicorn.Server):
     """`run(sockets=[...])` returns when the server has ended; `interrupted` tells whether by Ctrl-C."""
@@ -118,6 +121,7 @@ class HttpServer(uvicorn.Server):
 
     def _stop_serving(self, answers_s: float) -> None:
         """Uvicorn's own end: no more connections, a moment for open answers, then the app's."""
+        self._service.interrupt()
         self.config.timeout_graceful_shutdown = answers_s  # type: ignore[assignment]  # it takes fractions
         self.should_exit = True
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import typer
 
-from server.cli import keys
+from server.cli import keys, weights
+from server.cli.doctor import doctor
 from server.cli.generate import generate
 from server.cli.serve import serve
 
@@ -17,4 +18,6 @@ app = typer.Typer(
 )
 app.command()(serve)
 app.command()(generate)
+app.command()(doctor)
 app.add_typer(keys.app, name="keys")
+app.add_typer(weights.app, name="weights")

@@ -7,20 +7,23 @@ time to end in was over.
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from fastapi import FastAPI
 
 from pulid.engine import EngineInfo
 from pulid.errors import PulidError, SetupError
 from server.app import create_app
+from server.checks.examination import warnings_at_start
 from server.cli.failures import clean_exit
 from server.cli.flags import used, with_flags
 from server.cli.http_server import BACKLOG, HttpServer
 from server.logs import configure_logs, get_logger
-from server.security.auth import ApiKeys, cautions
+from server.security.auth import ApiKeys
 from server.settings import Settings, describe, load_settings
 
 log = get_logger("server")
@@ -28,6 +31,7 @@ log = get_logger("server")
 
 @with_flags(Settings)
 def serve(
+    context: typer.Context,
     config: Annotated[Path | None, typer.Option("--config", help="TOML file with settings.")] = None,
     print_settings: Annotated[
         bool, typer.Option("--print-settings", help="Show what is in force and from where, then end.")
@@ -40,11 +44,14 @@ def serve(
         if print_settings:
             typer.echo(describe(loaded))
         else:
-            run_server(loaded.settings)
+            run_server(loaded.settings, make_app=context.obj or create_app)
 
 
-def run_server(settings: Settings) -> None:
-    """Blocks until the server ends. Raises what cost it its engine, or KeyboardInterrupt."""
+def run_server(settings: Settings, *, make_app: Callable[..., FastAPI]) -> None:
+    """Blocks until the server ends. Raises what cost it its engine, or KeyboardInterrupt.
+
+    `make_app` is `create_app`, or that with some arguments in place.
+    """
     configure_logs(level=settings.log_level, form=settings.log_format)
     losses: list[PulidError] = []
 
@@ -54,7 +61,7 @@ def run_server(settings: Settings) -> None:
 
     with listen(settings.host, settings.port) as listener:
         url = url_of(listener)
-        app = create_app(settings, on_ready=partial(announce, url), on_lost=stop)
+        app = make_app(settings, on_ready=partial(announce, url), on_lost=stop)
         keys: ApiKeys | None = app.state.keys
         server = HttpServer(
             app,
@@ -62,8 +69,8 @@ def run_server(settings: Settings) -> None:
             drain_s=settings.drain_s,
             reload_keys=partial(reload_keys, keys),
         )
-        for caution in cautions(settings, keys):
-            log.warning(caution)
+        for warning in warnings_at_start(settings):
+            log.warning(warning)
         typer.echo(f"Listening on {url} - loading the engine ...")
         server.run(sockets=[listener])
     if losses:
@@ -90,6 +97,8 @@ def url_of(listener: socket.socket) -> str:
 
 def announce(url: str, info: EngineInfo) -> None:
     typer.echo(f"Ready: POST {url}/v1/flux-pulid, profile {info.profile} on {info.device}.")
+    if loras := info.details.get("loras"):
+        typer.echo(f"LoRA: {loras}")
     if info.notice:
         typer.echo(f"Note: {info.notice}")
 

@@ -67,8 +67,8 @@ class Dispatcher:
         self._scheduler.make_ready(job.id)
         self.fill()
 
-    def device_ready(self, device: str, *, ready: bool) -> None:
-        self._devices[device].ready = ready
+    def device_ready(self, device: str) -> None:
+        self._devices[device].ready = True
         self.fill()
 
     def pause(self) -> None:
@@ -87,12 +87,12 @@ class Dispatcher:
         )
 
     def position(self, job: LiveJob) -> int | None:
-        """How many jobs come before it; None for a job that does not wait."""
-        ahead = [device.ahead for device in self._devices.values() if device.ahead is not None]
-        if job in ahead:
+        """How many jobs come before it, 0 for one that has a device; None for a job that has ended."""
+        if any(job in device.jobs for device in self._devices.values()):
             return 0
         position = self._scheduler.position(job.id)
-        return None if position is None else position + len(ahead)
+        ahead = sum(device.ahead is not None for device in self._devices.values())
+        return None if position is None else position + ahead
 
     def denoised(self, job: LiveJob) -> None:
         """Its last step is done: the device is free, though its pictures are still being saved."""
@@ -132,7 +132,7 @@ class Dispatcher:
                 pass
 
     def _fill_one(self, name: str, device: _Device) -> bool:
-        """One step towards a busy device; False when nothing is left to do for it."""
+        """Choose or send one thing; False when nothing is left to do for the device."""
         if device.ahead is None:
             return self._choose(name, device)
         job = device.ahead

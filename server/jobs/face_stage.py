@@ -1,8 +1,8 @@
-"""What a caller sent as `main_face_image` becomes the bytes of a picture file, beside the GPU.
+"""What a caller sent as `main_face_image` becomes the bytes of a photo file, beside the GPU.
 
 The text is an http(s) URL, a data URI or bare base64. The fetcher and the look at the header are
-handed in by app.py, so this file knows neither sockets nor picture formats. Decoding to pixels
-happens in the worker process, where a hostile file can hurt nobody else.
+handed in by app.py, so this file knows neither sockets nor picture formats. That look happens here,
+in the server's process, and goes no further than the header; pixels are the worker's.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ CheckPhoto = Callable[[bytes], None]  # raises ImageRejected
 
 
 class FaceStage:
-    def __init__(self, *, fetch: FetchPhoto, check: CheckPhoto) -> None:
+    def __init__(self, *, fetch: FetchPhoto, check: CheckPhoto, max_mb: float) -> None:
+        """`max_mb`: of a photo that was sent; the fetcher has its own eyes on one that it fetches."""
         self._fetch = fetch
         self._check = check
+        self._max_mb = max_mb
 
     async def read(self, photo: str) -> bytes:
-        """The bytes of the picture file. Raises ImageRejected. Blocks nothing."""
+        """The bytes of the photo file. Raises ImageRejected. Blocks nothing."""
         if not is_url(photo):
             return await anyio.to_thread.run_sync(self._checked_base64, photo)
         data = await self._fetch(photo.strip())
@@ -34,6 +36,8 @@ class FaceStage:
 
     def _checked_base64(self, photo: str) -> bytes:
         data = from_base64(photo)
+        if len(data) > self._max_mb * 1_000_000:
+            raise ImageRejected(f"The photo is larger than {self._max_mb:g} MB. Send a smaller one.")
         self._check(data)
         return data
 
@@ -60,5 +64,5 @@ def from_base64(photo: str) -> bytes:
 def _not_a_photo() -> ImageRejected:
     return ImageRejected(
         "main_face_image is not readable. Send an http(s) URL, a data URI (data:image/...;base64,...) "
-        "or the base64 text of a picture."
+        "or the base64 text of a photo."
     )

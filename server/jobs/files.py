@@ -117,6 +117,15 @@ class JobBodies:
         self._path(job_id, _BODY).unlink(missing_ok=True)
         self.photo_path(job_id).unlink(missing_ok=True)
 
+    def probe(self) -> None:
+        """Write a small file and remove it. Raises StoreFull."""
+        path = self._folder / f"probe{_TEMPORARY}"
+        with _no_room_is_store_full():
+            try:
+                _write(path, bytes(4096), durable=True)
+            finally:
+                path.unlink(missing_ok=True)
+
     def job_ids(self) -> set[str]:
         """Every job that has a body or a photo here."""
         return {path.stem for path in self._folder.iterdir() if _ID.fullmatch(path.stem)}

@@ -97,6 +97,11 @@ class NotReady(PulidError):
     code = "not_ready"
 
 
+class GoingDown(NotReady):
+    def __init__(self) -> None:
+        super().__init__("The server is going down. Send the request again later.")
+
+
 class JobTimedOut(PulidError):
     code = "timed_out"
 
@@ -126,10 +131,32 @@ class IdempotencyConflict(BadRequest):
         super().__init__("This Idempotency-Key was used with another body. Send a new key with a new body.")
 
 
-class StoreFull(PulidError):
-    """The disk (or the table of open files) is full; nothing was accepted."""
+class StoreFailed(PulidError):
+    """The data folder or its database did not take a write; nothing has changed. It may the next time."""
+
+    code = "storage_failed"
+
+    def __init__(self, why: str = "its data folder cannot be written") -> None:
+        super().__init__(f"The server cannot store the request now: {why}. Try again later.")
+
+
+class StoreFull(StoreFailed):
+    """The disk (or the table of open files) is full."""
 
     code = "storage_full"
 
     def __init__(self) -> None:
-        super().__init__("The server cannot store the request now: its disk is full. Try again later.")
+        super().__init__("its disk is full")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EarlierSubmit:
+    """What an Idempotency-Key stands for."""
+
+    record: JobRecord
+    body_digest: bytes
+
+    def require_same(self, body_digest: bytes) -> None:
+        """Raises IdempotencyConflict for another body."""
+        if body_digest != self.body_digest:
+            raise IdempotencyConflict

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from pulid.engine import GenerationRequest
 from server.jobs.files import OutputOptions
-from server.jobs.job import JobRecord, JobState
+from server.jobs.job import JobRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,10 +49,6 @@ class LiveJob:
     @property
     def id(self) -> str:
         return self.record.id
-
-    @property
-    def is_waiting(self) -> bool:
-        return self.record.state is JobState.QUEUED
 
     def touch(self) -> None:
         """Wake whoever watches."""

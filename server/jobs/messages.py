@@ -89,6 +89,7 @@ class Finished:
     """The pictures are on disk under their final names."""
 
     job_id: str
+    media_id: str
     files: tuple[JobFile, ...]
     timings: Mapping[str, float]  # seconds: face, text, denoise, decode, encode
     device_memory: int | None = None  # bytes held on the device

@@ -11,23 +11,24 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
+from collections.abc import Callable, Collection, Coroutine
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from pulid.engine import Engine, EngineInfo, RgbImage
 from pulid.errors import EngineFailed, PulidError
 from server.jobs.dispatcher import Dispatcher
-from server.jobs.face_stage import FaceStage
+from server.jobs.face_stage import FaceStage, is_url
 from server.jobs.job import (
+    GoingDown,
     JobFile,
     JobInterrupted,
     JobRecord,
     JobState,
     JobTimedOut,
     NotReady,
-    StoreFull,
+    StoreFailed,
 )
 from server.jobs.live import JobView, LiveJob, ParsedBody
 from server.jobs.messages import (
@@ -57,9 +58,12 @@ ParseBody = Callable[[bytes], ParsedBody]  # raises BadRequest
 
 MAX_TRIES = 3  # beginnings of one v2 job
 MAX_DEATHS = 2  # of workers over one job
-PHOTOS_AT_ONCE = 8  # of one key; a photo waits in memory until it is on disk
+FETCHES_AT_ONCE = 8  # of one key; a fetched photo is in memory until it is on disk
 SWEEP_EVERY_S = 30.0
-RETRY_AFTER_S = 2.0  # before what found the disk or the device full is tried again
+PROBE_EVERY_S = 3.0  # of a data folder that did not take the last write
+TRY_AGAIN_S = 2.0  # until what found the disk or the device full is tried again
+
+_STOPPED = "The server stopped before this picture was done. Send the request again."
 
 # What another attempt may cure: full devices and disks, and faults nobody understands.
 _WORTH_A_RETRY = frozenset({"out_of_memory", "storage_full", "engine_failed"})
@@ -104,7 +108,8 @@ class JobRunner:
         self._on_ready = on_ready
         self._on_lost = on_lost
         self._unfinished_of: defaultdict[str, int] = defaultdict(int)  # by key
-        self._photo_slots = defaultdict[str, asyncio.Semaphore](lambda: asyncio.Semaphore(PHOTOS_AT_ONCE))
+        self._fetch_slots = defaultdict[str, asyncio.Semaphore](lambda: asyncio.Semaphore(FETCHES_AT_ONCE))
+        self._is_draining = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._scheduler = Scheduler(limits.max_queued)
         self._pool = WorkerPool(
@@ -138,26 +143,28 @@ class JobRunner:
         )
         await self._pool.start()
         self._spawn(self._sweep_for_ever())
+        self._spawn(self._probe_for_ever())
 
     def drain(self) -> None:
         """Start nothing more. v1 callers that wait for a turn hear it now; v2 jobs stay on disk."""
+        self._is_draining = True
         self._dispatcher.pause()
-        painting = self._dispatcher.painting
-        for job in list(self.live.values()):
-            if job.record.api == "v1" and job not in painting:
-                self.end(job, error=NotReady("The server is going down. Send the request again later."))
+        self._pool.start_no_more()
+        self._refuse_waiting_calls()
 
     async def drained(self) -> None:
         """Return when nothing runs."""
         while painting := self._dispatcher.painting:
             await painting[0].changed.wait()
 
+    def interrupt(self) -> None:
+        """Every v1 caller that still waits hears that it waits in vain."""
+        self._end_calls(JobInterrupted(_STOPPED))
+
     async def close(self) -> None:
         """End now, also in the middle of a step."""
         await self._pool.stop(self._limits.stop_timeout_s)
-        for job in list(self.live.values()):
-            if job.record.api == "v1":
-                self.end(job, error=JobInterrupted("The server stopped before this picture was done."))
+        self.interrupt()
         for job in [job for job in self.live.values() if job.ending]:
             with suppress(TimeoutError):
                 await asyncio.wait_for(job.ended.wait(), self._limits.stop_timeout_s)
@@ -190,6 +197,8 @@ class JobRunner:
 
     def drop(self, job: LiveJob) -> None:
         """Take an adopted job back without a word: it never came to be."""
+        if job.ending:  # a drain was faster
+            return
         del self.live[job.id]
         self._unfinished_of[job.record.key] -= 1
         self._dispatcher.forget(job)
@@ -197,9 +206,11 @@ class JobRunner:
 
     def begin(self, job: LiveJob, photo: str) -> None:
         """The job is on disk: fetch its photo, and let it have a turn."""
+        if job.ending:  # a drain was faster
+            return
         left = max(0.0, job.record.deadline_at - time.time())
         job.timer = self._loop.call_later(left, self._expire, job)
-        job.photo_task = self._spawn(self._store_photo(job, photo))
+        job.photo_task = self._spawn(self._bring_photo(job, photo))
 
     def end(self, job: LiveJob, *, files: tuple[JobFile, ...] = (), error: PulidError | None = None) -> None:
         """End a job, once; whoever comes later is ignored. Its waiters wake when the end is on disk."""
@@ -213,20 +224,27 @@ class JobRunner:
         self._dispatcher.forget(job, is_painted=error is None)
         self._spawn(self._write_end(job, ended_record(job.record, files=files, error=error)))
 
+    def _end_calls(self, error: PulidError, *, but: Collection[LiveJob] = ()) -> None:
+        """End the job of every v1 call."""
+        for job in list(self.live.values()):
+            if job.record.api == "v1" and job not in but:
+                self.end(job, error=error)
+
+    def _refuse_waiting_calls(self) -> None:
+        self._end_calls(GoingDown(), but=self._dispatcher.painting)
+
     # photos
 
     def _expire(self, job: LiveJob) -> None:
         seconds = job.record.deadline_at - job.record.submitted_at
         self.end(job, error=JobTimedOut(f"The picture was not ready within {seconds:.4g} seconds."))
 
-    async def _store_photo(self, job: LiveJob, photo: str) -> None:
+    async def _bring_photo(self, job: LiveJob, photo: str) -> None:
         """Photo to disk, then the job may have a turn; or its end, if that cannot be."""
         try:
-            async with self._photo_slots[job.record.key]:
-                started = time.perf_counter()
-                data = await self._face_stage.read(photo)
-                self._metrics.stage("fetch", time.perf_counter() - started)
-                await self._write_photo(job, data)
+            while not await self._store_photo(job, photo):
+                photo = ""  # the body on disk has it
+                photo = await self._photo_again(job)
             self._make_ready(job)
         except PulidError as exc:
             self.end(job, error=exc)
@@ -234,15 +252,34 @@ class JobRunner:
             log.error("job fault", job_id=job.id, **trace_of(exc))
             self.end(job, error=EngineFailed("The picture could not be made: an internal fault."))
 
-    async def _write_photo(self, job: LiveJob, data: bytes) -> None:
-        """An accepted v2 job waits for room on the disk, up to its deadline; a v1 caller hears of it."""
+    async def _store_photo(self, job: LiveJob, photo: str) -> bool:
+        """False: the disk does not take it now, and a v2 job may wait; a v1 caller hears of it."""
+        async with self._fetch_slots[job.record.key] if is_url(photo) else nullcontext():
+            started = time.perf_counter()
+            data = await self._face_stage.read(photo)
+            self._metrics.stage("fetch", time.perf_counter() - started)
+            refusal = await self._storage.write_photo(job.id, data, is_wanted=lambda: not job.ending)
+        if refusal is not None and job.record.api == "v1":
+            raise refusal
+        return refusal is None
+
+    async def _photo_again(self, job: LiveJob) -> str:
+        """What a v2 job was submitted with, once the disk may take its photo."""
         while True:
-            try:
-                return await self._storage.write_photo(job.id, data)
-            except StoreFull:
-                if job.record.api == "v1":
-                    raise
-            await asyncio.sleep(RETRY_AFTER_S)
+            await self._room_on_disk()
+            with suppress(OSError):  # no file handle is free; its deadline ends the wait
+                return (await self._read_body(job.id)).photo
+
+    async def _room_on_disk(self) -> None:
+        """Return when what the disk has refused may be tried again."""
+        while True:
+            await asyncio.sleep(TRY_AGAIN_S)
+            if not (self._storage.is_low or self._storage.is_failing):
+                return
+
+    async def _read_body(self, job_id: str) -> ParsedBody:
+        """What a v2 job was submitted with. Raises OSError or BadRequest."""
+        return await asyncio.to_thread(self._parse, await self._storage.read_body(job_id))
 
     def _make_ready(self, job: LiveJob) -> None:
         if not job.ending:
@@ -254,7 +291,7 @@ class JobRunner:
         match event:
             case EngineReady(info):
                 self.info = info
-                self._dispatcher.device_ready(device, ready=True)
+                self._dispatcher.device_ready(device)
                 self._on_ready(info)
             case EngineFailedToLoad(error):
                 self._lose_engines(error)
@@ -269,7 +306,7 @@ class JobRunner:
                 if job is not None and not job.ending:
                     self._on_job_event(device, job, event)
                 elif isinstance(event, Finished):
-                    self._spawn(self._delete_unwanted(event.job_id))
+                    self._spawn(self._delete_unwanted(event))
 
     def _on_job_event(
         self,
@@ -291,7 +328,7 @@ class JobRunner:
                 job.step = step
                 if step == num_steps:
                     self._dispatcher.denoised(job)
-            case Finished(_, files, timings, device_memory):
+            case Finished(_, _, files, timings, device_memory):
                 self._measure(timings, "denoise", "decode", "encode")
                 if device_memory is not None:
                     self._metrics.device_memory(device, device_memory)
@@ -315,13 +352,13 @@ class JobRunner:
         if record.api == "v2":  # nobody resumes a v1 job, so its row need not know
             self._spawn(self._storage.try_save(job.record))
 
-    async def _delete_unwanted(self, job_id: str) -> None:
-        """Pictures that came after their job had ended otherwise."""
-        if job := self.live.get(job_id):
+    async def _delete_unwanted(self, late: Finished) -> None:
+        """Pictures that came after their job had ended otherwise, and perhaps been deleted."""
+        if job := self.live.get(late.job_id):
             await job.ended.wait()
-        record = job.record if job else await self._storage.get(job_id)
-        if record is not None and record.state is not JobState.COMPLETED:
-            await self._storage.delete_media(record.media_id)
+        record = job.record if job else await self._storage.get(late.job_id)
+        if record is None or record.state is not JobState.COMPLETED:
+            await self._storage.delete_media(late.media_id)
 
     # when something went wrong
 
@@ -336,29 +373,31 @@ class JobRunner:
         self._spawn(self._retry_later(job))
 
     async def _retry_later(self, job: LiveJob) -> None:
-        """A turn again once there is room for its pictures; its deadline ends the wait."""
-        while not job.ending:
-            await asyncio.sleep(RETRY_AFTER_S)
-            if not self._storage.is_low:
-                self._make_ready(job)
-                return
+        """A turn again once there may be room for its pictures; its deadline ends the wait."""
+        await self._room_on_disk()
+        self._make_ready(job)
 
     def _on_death(self, device: str, event: WorkerDied) -> None:
-        """Charge the death to what the worker was doing, and queue everything it had again."""
+        """Charge the death to what the worker was doing, and queue everything it had again.
+
+        During a drain nothing is charged: a signal to the whole process group ends the workers, too.
+        """
         log.error("worker died", device=device, exit_code=event.exit_code)
         self._metrics.worker_died()
-        suspects = {*event.running, event.preparing}
+        suspects = set() if self._is_draining else {*event.running, event.preparing}
         for job in sorted(self._dispatcher.take_back(device), key=lambda job: -job.record.submitted_at):
             if job.ending:
                 continue
             if job.id in suspects:
                 job.record = replace(job.record, deaths=job.record.deaths + 1)
                 job.alone = True
-            if (error := _hopeless(job.record)) is not None:
+            if not self._is_draining and (error := _hopeless(job.record)) is not None:
                 self.end(job, error=error)
             else:
                 self._requeue(job)
                 self._make_ready(job)
+        if self._is_draining:
+            self._refuse_waiting_calls()
 
     def _requeue(self, job: LiveJob) -> None:
         job.back_to_queue()
@@ -371,20 +410,18 @@ class JobRunner:
         """No worker will come back: v2 jobs stay for the next server, v1 callers hear it now."""
         self.fault = error
         log.error("engine lost", code=error.code)
-        for job in list(self.live.values()):
-            if job.record.api == "v1":
-                self.end(job, error=EngineFailed("The engine has stopped; this picture could not be made."))
+        self._end_calls(NotReady("The engine has stopped. Send the request again later."))
         self._on_lost(error)
 
     async def _resume(self, record: JobRecord) -> None:
         """A job of a dead server. It gets a new deadline: the old one ran on while nobody worked."""
         if record.api == "v1":
-            error: PulidError | None = JobInterrupted("The server stopped before this picture was done.")
+            error: PulidError | None = JobInterrupted(_STOPPED)
         else:
             error = _hopeless(record)
         if error is None:
             try:
-                parsed = await asyncio.to_thread(self._parse, await self._storage.read_body(record.id))
+                parsed = await self._read_body(record.id)
             except (OSError, PulidError):
                 error = JobInterrupted("The request could not be read again after a restart.")
         if error is not None:
@@ -406,16 +443,16 @@ class JobRunner:
         job.touch()
         self._unfinished_of[record.key] -= 1
         self._log_end(record)
-        while not written:  # the disk is full: the end is kept in memory until there is room
-            await asyncio.sleep(RETRY_AFTER_S)
+        while not written:  # the end is kept in memory until the disk takes it
+            await asyncio.sleep(TRY_AGAIN_S)
             if written := await self._is_written(record):
                 del self.live[job.id]
 
     async def _is_written(self, record: JobRecord) -> bool:
-        """False: there was no room. A fault of any other kind is logged, and nothing is tried again."""
+        """False: the disk did not take it. What it will never take is logged, and not tried again."""
         try:
             await self._storage.save_end(record, media_ttl_s=self._limits.media_ttl_s)
-        except StoreFull:
+        except StoreFailed:
             return False
         except Exception as exc:
             log.error("end of job not saved", job_id=record.id, **trace_of(exc))
@@ -454,6 +491,11 @@ class JobRunner:
             except Exception as exc:
                 log.error("sweep failed", **trace_of(exc))
             await asyncio.sleep(SWEEP_EVERY_S)
+
+    async def _probe_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(PROBE_EVERY_S)
+            await self._storage.probe()
 
 
 def ended_record(

@@ -95,7 +95,6 @@ class Scheduler:
         self._keys: dict[str, _Key] = {}
         self._turns: list[_Key] = []  # keys with ready jobs, best claim first
         self._rounds = _Rounds()
-        self._submit_times: list[float] = []  # of all that wait, sorted
         self._running: dict[str, _Key] = {}  # by job
         self._shapes: dict[str, Shape] = {}  # by device: of its last job
         self._asked: tuple[str, float] = ("", 0.0)  # the last decision's device and time
@@ -121,7 +120,6 @@ class Scheduler:
         key = self._keys.setdefault(waiting.key, _Key(number=len(self._keys)))
         insort(key.waiting, entry, key=_place_of)
         self._rounds.change(len(key.waiting), 1)
-        insort(self._submit_times, waiting.submitted_at)
         self._entries[waiting.job_id] = entry
 
     def make_ready(self, job_id: str) -> None:
@@ -193,13 +191,6 @@ class Scheduler:
     def waiting_of(self, key: str) -> int:
         return len(self._keys[key].waiting) if key in self._keys else 0
 
-    def running_of(self, key: str) -> int:
-        return self._keys[key].running if key in self._keys else 0
-
-    def oldest_wait(self, now: float) -> float:
-        """Seconds since the oldest of the waiting jobs was submitted; 0 when none waits."""
-        return max(0.0, now - self._submit_times[0]) if self._submit_times else 0.0
-
     def _place(self, waiting: Waiting, *, front: bool) -> Place:
         arrival = next(self._arrivals)
         if waiting.alone or front:
@@ -217,7 +208,6 @@ class Scheduler:
         del key.waiting[_index_of(entry, key.waiting)]
         if entry.ready:
             del key.ready[_index_of(entry, key.ready)]
-        del self._submit_times[bisect_left(self._submit_times, entry.waiting.submitted_at)]
         del self._entries[entry.waiting.job_id]
 
     @contextmanager

@@ -19,10 +19,19 @@ import anyio.to_thread
 from pulid.engine import Engine, EngineInfo, RgbImage
 from pulid.errors import PulidError
 from server.jobs.face_stage import FaceStage
-from server.jobs.job import Api, JobCancelled, JobFile, JobNotFound, JobRecord, JobState, NotReady
+from server.jobs.job import (
+    Api,
+    EarlierSubmit,
+    JobCancelled,
+    JobFile,
+    JobNotFound,
+    JobRecord,
+    JobState,
+    NotReady,
+)
 from server.jobs.live import JobView, ParsedBody
 from server.jobs.runner import JobLimits, JobRunner, ParseBody, ended_record
-from server.jobs.storage import JobStorage
+from server.jobs.storage import JobStorage, digest_of
 from server.metrics import JobMetrics
 
 UNPARSABLE = "unparsable_body"  # the code of a body that is no JSON object at all
@@ -80,6 +89,10 @@ class JobService:
     async def drained(self) -> None:
         await self._runner.drained()
 
+    def interrupt(self) -> None:
+        """Let v1 callers that still wait hear that they wait in vain."""
+        self._runner.interrupt()
+
     async def close(self) -> None:
         """End now. v2 jobs that have not ended stay on disk and go on with the next start."""
         self.begin_drain()
@@ -101,6 +114,8 @@ class JobService:
         """Why no job would start now; None when one would."""
         if (reason := self._refusal()) is not None:
             return reason
+        if self._storage.is_failing:
+            return "its data folder cannot be written"
         return None if self._runner.has_worker else "the engine is being started again"
 
     def unfinished_of(self, key: str) -> int:
@@ -108,7 +123,10 @@ class JobService:
         return self._runner.unfinished_of(key)
 
     def _refusal(self) -> str | None:
-        """Why no job would be accepted now. A worker that is restarted is no reason: jobs can wait."""
+        """Why no job is accepted now. A worker that is restarted is no reason: jobs can wait.
+
+        Nor is a write that has failed: whether the next one does, a submit finds out itself.
+        """
         if self._draining:
             return "it is going down"
         if self._runner.fault is not None:
@@ -119,16 +137,24 @@ class JobService:
 
     # use cases
 
+    async def earlier(self, key: str, idempotency_key: str) -> EarlierSubmit | None:
+        """What an API key has submitted under this Idempotency-Key."""
+        return await self._storage.earlier(key, idempotency_key)
+
+    async def repeat(self, earlier: EarlierSubmit, body: bytes) -> JobRecord:
+        """The job of a submit that is sent again, as it stands. Raises IdempotencyConflict."""
+        earlier.require_same(await digest_of(body))
+        return self._as_it_stands(earlier.record)
+
     async def submit(
         self, body: bytes, *, key: str, api: Api, deadline_s: float, idempotency_key: str | None = None
     ) -> JobRecord:
         """Accept a request; when this returns, its row is on disk, and for v2 the body it is resumed from.
 
-        Raises NotReady, Busy, StoreFull or IdempotencyConflict; BadRequest for a body that is not
+        Raises NotReady, Busy, StoreFailed or IdempotencyConflict; BadRequest for a body that is not
         valid. A v2 body that is a JSON object is always accepted, and FAILED at once if not valid.
         """
-        if (reason := self._refusal()) is not None:
-            raise NotReady(f"The server cannot take work now: {reason}.")
+        self._require_open()
         now = time.time()
         record = JobRecord(
             id=secrets.token_hex(16),
@@ -143,11 +169,20 @@ class JobService:
         except PulidError as exc:
             if api == "v1" or self._limits.v2_strict or exc.code == UNPARSABLE:
                 raise
-            failed = ended_record(record, error=exc)
-            self._metrics.submitted(api)
+            return await self._accept_failed(ended_record(record, error=exc), body, idempotency_key)
+        self._require_open()  # a drain may have begun meanwhile
+        return await self._accept(with_parameters(record, parsed), parsed, body, idempotency_key)
+
+    def _require_open(self) -> None:
+        if (reason := self._refusal()) is not None:
+            raise NotReady(f"The server cannot take work now: {reason}.")
+
+    async def _accept_failed(self, failed: JobRecord, body: bytes, idempotency_key: str | None) -> JobRecord:
+        stored = await self._storage.insert(failed, body, idempotency_key=idempotency_key, keep_body=False)
+        if stored.id == failed.id:
+            self._metrics.submitted(failed.api)
             self._metrics.ended(failed.state, failed.error_code)
-            return await self._storage.insert(failed, body, idempotency_key=idempotency_key, keep_body=False)
-        return await self._accept(described(record, parsed), parsed, body, idempotency_key)
+        return self._as_it_stands(stored)
 
     async def _accept(
         self, record: JobRecord, parsed: ParsedBody, body: bytes, idempotency_key: str | None
@@ -163,11 +198,14 @@ class JobService:
             raise
         if stored.id != record.id:  # the answer to an earlier submit with this Idempotency-Key
             self._runner.drop(job)
-            earlier = self._runner.live.get(stored.id)
-            return earlier.record if earlier else stored
+            return self._as_it_stands(stored)
         self._metrics.submitted(record.api)
         self._runner.begin(job, parsed.photo)
         return record
+
+    def _as_it_stands(self, stored: JobRecord) -> JobRecord:
+        job = self._runner.live.get(stored.id)
+        return job.record if job else stored
 
     async def wait(self, job_id: str) -> JobRecord:
         """The record of a job once it has ended, whichever way. Raises JobNotFound."""
@@ -236,7 +274,7 @@ def ended_view(record: JobRecord) -> JobView:
     return JobView(record=record, step=record.num_steps if record.state is JobState.COMPLETED else 0)
 
 
-def described(record: JobRecord, parsed: ParsedBody) -> JobRecord:
+def with_parameters(record: JobRecord, parsed: ParsedBody) -> JobRecord:
     """The record with what the scheduler and the answers need of a valid body."""
     request = parsed.request
     return replace(

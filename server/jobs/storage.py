@@ -1,8 +1,9 @@
 """The disk as the event loop sees it: database, bodies and pictures, none of which may block it.
 
-All calls to the database go through one thread, in order. Knows where things lie and in which
-order they are written, so that a kill between two writes leaves nothing half done that a start
-cannot clear away. Does not know what a job means.
+All calls to the database go through one thread, in order; large files are written in others. Knows
+where things lie and in which order they are written, so that a kill between two writes leaves
+nothing half done that a start cannot clear away; and from how the last write went, whether the
+folder takes any. Does not know what a job means.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,9 +21,9 @@ import anyio.to_thread
 
 from server.jobs.data_dir import DataDir
 from server.jobs.files import JobBodies, MediaFiles, free_bytes
-from server.jobs.job import JobFile, JobRecord, StoreFull
+from server.jobs.job import EarlierSubmit, JobFile, JobRecord, JobState, StoreFailed
 from server.jobs.store import SqliteJobStore
-from server.logs import get_logger
+from server.logs import get_logger, trace_of
 
 log = get_logger("storage")
 
@@ -34,6 +36,7 @@ class JobStorage:
     def __init__(self, root: Path, *, min_free_bytes: int = MIN_FREE_BYTES) -> None:
         self._data_dir = DataDir(root)
         self._min_free_bytes = min_free_bytes
+        self._is_failing = False
 
     async def open(self) -> None:
         """Raises SetupError when the folder is in use or its database cannot be used."""
@@ -61,31 +64,51 @@ class JobStorage:
     def is_low(self) -> bool:
         return free_bytes(self._data_dir.root) < self._min_free_bytes
 
+    @property
+    def is_failing(self) -> bool:
+        """The last write did not go well."""
+        return self._is_failing
+
+    async def probe(self) -> None:
+        """Where the last write did not go well, try whether one does now."""
+
+        def probe() -> None:
+            self._bodies.probe()
+            self._store.probe()
+
+        if self._is_failing:
+            with suppress(StoreFailed), self._writing():
+                await self._db(probe)
+
     # records
 
     async def insert(
         self, record: JobRecord, body: bytes, *, idempotency_key: str | None, keep_body: bool
     ) -> JobRecord:
-        """The row on disk, and the body if it is to be kept.
+        """The body on disk, if it is to be kept, then the row.
 
         Returns the row, which may be an earlier one of the same Idempotency-Key.
 
-        Raises StoreFull or IdempotencyConflict; then nothing is left behind.
+        Raises StoreFailed or IdempotencyConflict; then nothing is left behind.
         """
 
-        def insert() -> JobRecord:
+        def insert(digest: bytes) -> JobRecord:
             stored: JobRecord | None = None
             try:
-                if keep_body:
-                    self._bodies.write(record.id, body)
-                digest = hashlib.sha256(body).digest() if idempotency_key is not None else b""
                 stored = self._store.insert(record, idempotency_key=idempotency_key, body_digest=digest)
             finally:
                 if stored is None or stored.id != record.id:
                     self._bodies.delete(record.id)
             return stored
 
-        return await self._db(insert)
+        with self._writing():
+            digest = b"" if idempotency_key is None else await digest_of(body)
+            if keep_body:
+                await anyio.to_thread.run_sync(self._bodies.write, record.id, body)
+            return await self._db(insert, digest)
+
+    async def earlier(self, key: str, idempotency_key: str) -> EarlierSubmit | None:
+        return await self._db(self._store.earlier, key, idempotency_key)
 
     async def get(self, job_id: str) -> JobRecord | None:
         return await self._db(self._store.get, job_id)
@@ -94,23 +117,26 @@ class JobStorage:
         return await self._db(self._store.unfinished)
 
     async def save(self, record: JobRecord) -> None:
-        await self._db(self._store.save, record)
+        """Raises StoreFailed."""
+        with self._writing():
+            await self._db(self._store.save, record)
 
     async def try_save(self, record: JobRecord) -> None:
         """Save a state that a later one will overwrite; a full disk is no reason to stop."""
-        try:
+        with suppress(StoreFailed):
             await self.save(record)
-        except StoreFull:
-            log.warning("job state not saved: storage full", job_id=record.id)
 
     async def save_end(self, record: JobRecord, *, media_ttl_s: float) -> None:
-        """The last row of a job; its body and photo go. Raises StoreFull."""
+        """The last row of a job; its body and photo go. Raises StoreFailed."""
 
         def save() -> None:
             self._store.save(record, media_expires_at=time.time() + media_ttl_s)
             self._bodies.delete(record.id)
+            if record.state is JobState.FAILED and record.tries:
+                self._media.delete(record.media_id)  # of a worker that was killed before it told of them
 
-        await self._db(save)
+        with self._writing():
+            await self._db(save)
 
     async def delete(self, record: JobRecord) -> None:
         """A job that has ended, with its pictures."""
@@ -122,8 +148,26 @@ class JobStorage:
     async def read_body(self, job_id: str) -> bytes:
         return await anyio.to_thread.run_sync(self._bodies.read, job_id)
 
-    async def write_photo(self, job_id: str, data: bytes) -> None:
-        await anyio.to_thread.run_sync(self._bodies.write_photo, job_id, data)
+    async def write_photo(
+        self, job_id: str, data: bytes, *, is_wanted: Callable[[], bool]
+    ) -> StoreFailed | None:
+        """None, or why the folder does not take it now. The traceback of a raised error would keep the bytes.
+
+        The job may end meanwhile, and its files be deleted while the thread still writes: so
+        `is_wanted` is asked there, afterwards.
+        """
+
+        def write() -> StoreFailed | None:
+            try:
+                with self._writing():
+                    path = self._bodies.write_photo(job_id, data)
+            except StoreFailed as exc:
+                return type(exc)()
+            if not is_wanted():
+                path.unlink(missing_ok=True)
+            return None
+
+        return await anyio.to_thread.run_sync(write)
 
     def photo_path(self, job_id: str) -> Path:
         return self._bodies.photo_path(job_id)
@@ -147,8 +191,7 @@ class JobStorage:
         """Delete records and pictures whose time is over."""
 
         def sweep() -> None:
-            swept = self._store.sweep(now=time.time(), result_ttl_s=result_ttl_s)
-            for media_id in swept.media_ids:
+            for media_id in self._store.sweep(now=time.time(), result_ttl_s=result_ttl_s):
                 self._media.delete(media_id)
 
         await self._db(sweep)
@@ -164,5 +207,24 @@ class JobStorage:
 
         await self._db(clear)
 
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Around what writes: what fails is StoreFailed, and remembered until something goes well."""
+        try:
+            yield
+        except (StoreFailed, OSError) as exc:
+            if not self._is_failing:
+                log.warning("data folder not written", **trace_of(exc))
+            self._is_failing = True
+            if isinstance(exc, OSError):
+                raise StoreFailed from exc
+            raise
+        self._is_failing = False
+
     async def _db(self, call: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call, *args)
+
+
+async def digest_of(body: bytes) -> bytes:
+    """What tells two bodies of one Idempotency-Key apart."""
+    return await anyio.to_thread.run_sync(lambda: hashlib.sha256(body).digest())

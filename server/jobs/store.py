@@ -13,12 +13,12 @@ import re
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
 from pulid.errors import SetupError
-from server.jobs.job import IdempotencyConflict, JobFile, JobRecord, JobState, StoreFull
+from server.jobs.job import EarlierSubmit, JobFile, JobRecord, JobState, StoreFailed, StoreFull
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
@@ -53,18 +53,11 @@ class StoreDamaged(StoreUnusable):
         )
 
 
-@dataclass(frozen=True, slots=True)
-class SweepResult:
-    """What was deleted."""
-
-    job_ids: tuple[str, ...]
-    media_ids: tuple[str, ...]  # their files are still there
-
-
 class JobStore(Protocol):
     """What the service may ask of a store. A call that writes is on the disk when it returns.
 
-    Every writing call raises StoreFull when there is no room, and has then changed nothing.
+    Every call raises StoreFailed when the database does not work (StoreFull: there is no room), and
+    has then changed nothing.
     """
 
     def insert(
@@ -85,6 +78,8 @@ class JobStore(Protocol):
 
     def get(self, job_id: str) -> JobRecord | None: ...
 
+    def earlier(self, key: str, idempotency_key: str) -> EarlierSubmit | None: ...
+
     def unfinished(self) -> list[JobRecord]:
         """Jobs that are QUEUED or PROCESSING, in order of arrival."""
         ...
@@ -95,11 +90,18 @@ class JobStore(Protocol):
 
     def media_file(self, media_id: str, name: str) -> JobFile | None: ...
 
-    def sweep(self, *, now: float, result_ttl_s: float) -> SweepResult:
-        """Forget jobs that ended `result_ttl_s` seconds ago, and pictures that have expired."""
+    def sweep(self, *, now: float, result_ttl_s: float) -> list[str]:
+        """Forget jobs that ended `result_ttl_s` seconds ago, and pictures that have expired.
+
+        Returns the media ids of those pictures: their files are still there.
+        """
         ...
 
     def known_media(self) -> set[str]: ...
+
+    def probe(self) -> None:
+        """A write that changes nothing."""
+        ...
 
     def close(self) -> None: ...
 
@@ -141,9 +143,10 @@ class SqliteJobStore:
     ) -> JobRecord:
         with self._transaction() as db:
             if idempotency_key is not None:
-                earlier = _earlier(db, record.key, idempotency_key, body_digest)
+                earlier = self.earlier(record.key, idempotency_key)
                 if earlier is not None:
-                    return earlier
+                    earlier.require_same(body_digest)
+                    return earlier.record
             db.execute(_INSERT, _row_of(record))
             if idempotency_key is not None:
                 values = (record.key, idempotency_key, body_digest, record.id)
@@ -163,13 +166,22 @@ class SqliteJobStore:
                 db.execute("INSERT INTO media (media_id, files, expires_at) VALUES (?, ?, ?)", values)
 
     def get(self, job_id: str) -> JobRecord | None:
-        row = self._connection.execute("SELECT * FROM jobs WHERE id = ?", (job_id,)).fetchone()
-        return None if row is None else _record_of(row)
+        rows = self._rows("SELECT * FROM jobs WHERE id = ?", job_id)
+        return _record_of(rows[0]) if rows else None
+
+    def earlier(self, key: str, idempotency_key: str) -> EarlierSubmit | None:
+        rows = self._rows(
+            "SELECT jobs.*, body_digest FROM idempotency JOIN jobs ON jobs.id = job_id "
+            "WHERE idempotency.key = ? AND idempotency_key = ?",
+            key,
+            idempotency_key,
+        )
+        if not rows:
+            return None
+        return EarlierSubmit(record=_record_of(rows[0]), body_digest=rows[0]["body_digest"])
 
     def unfinished(self) -> list[JobRecord]:
-        rows = self._connection.execute(
-            "SELECT * FROM jobs WHERE state IN ('QUEUED', 'PROCESSING') ORDER BY number"
-        )
+        rows = self._rows("SELECT * FROM jobs WHERE state IN ('QUEUED', 'PROCESSING') ORDER BY number")
         return [_record_of(row) for row in rows]
 
     def delete(self, job_id: str) -> None:
@@ -180,40 +192,53 @@ class SqliteJobStore:
             db.execute("DELETE FROM jobs WHERE id = ?", (job_id,))
 
     def media_file(self, media_id: str, name: str) -> JobFile | None:
-        row = self._connection.execute("SELECT files FROM media WHERE media_id = ?", (media_id,)).fetchone()
-        files = () if row is None else _files_of(row["files"])
+        rows = self._rows("SELECT files FROM media WHERE media_id = ?", media_id)
+        files = _files_of(rows[0]["files"]) if rows else ()
         return next((file for file in files if file.name == name), None)
 
-    def sweep(self, *, now: float, result_ttl_s: float) -> SweepResult:
+    def sweep(self, *, now: float, result_ttl_s: float) -> list[str]:
         with self._transaction() as db:
-            jobs = self._column(
-                "SELECT id FROM jobs WHERE state IN ('COMPLETED', 'FAILED') AND finished_at <= ?",
-                now - result_ttl_s,
+            db.execute(
+                "DELETE FROM jobs WHERE state IN ('COMPLETED', 'FAILED') AND finished_at <= ?",
+                (now - result_ttl_s,),
             )
-            media = self._column("SELECT media_id FROM media WHERE expires_at <= ?", now)
-            db.executemany("DELETE FROM jobs WHERE id = ?", [(job_id,) for job_id in jobs])
-            db.executemany("DELETE FROM media WHERE media_id = ?", [(media_id,) for media_id in media])
-        return SweepResult(job_ids=tuple(jobs), media_ids=tuple(media))
+            expired = db.execute("SELECT media_id FROM media WHERE expires_at <= ?", (now,)).fetchall()
+            db.execute("DELETE FROM media WHERE expires_at <= ?", (now,))
+        return [row["media_id"] for row in expired]
 
     def known_media(self) -> set[str]:
-        return set(self._column("SELECT media_id FROM media"))
+        return {row["media_id"] for row in self._rows("SELECT media_id FROM media")}
 
-    def _column(self, query: str, *values: float) -> list[str]:
-        return [row[0] for row in self._connection.execute(query, values)]
+    def probe(self) -> None:
+        with self._transaction() as db:
+            (version,) = db.execute("PRAGMA user_version").fetchone()
+            db.execute(f"PRAGMA user_version = {version}")
+
+    def _rows(self, query: str, *values: str) -> list[sqlite3.Row]:
+        with _faults_in_words():
+            return self._connection.execute(query, values).fetchall()
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         """All of it or nothing."""
-        try:
-            self._connection.execute("BEGIN IMMEDIATE")
-            yield self._connection
-            self._connection.execute("COMMIT")
-        except BaseException as exc:
-            if self._connection.in_transaction:  # SQLite itself rolls back after some errors
-                self._connection.execute("ROLLBACK")
-            if isinstance(exc, sqlite3.Error) and _is_one_of(exc, _NO_ROOM):
-                raise StoreFull from exc
-            raise
+        with _faults_in_words():
+            try:
+                self._connection.execute("BEGIN IMMEDIATE")
+                yield self._connection
+                self._connection.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:  # SQLite itself rolls back after some errors
+                    self._connection.execute("ROLLBACK")
+                raise
+
+
+@contextmanager
+def _faults_in_words() -> Iterator[None]:
+    """Whatever SQLite complains of, it may not the next time."""
+    try:
+        yield
+    except sqlite3.Error as exc:
+        raise (StoreFull if _is_one_of(exc, _NO_ROOM) else StoreFailed)() from exc
 
 
 # rows
@@ -270,19 +295,6 @@ def _state_of(db: sqlite3.Connection, job_id: str) -> JobState:
     if row is None:
         raise KeyError(job_id)
     return JobState(row["state"])
-
-
-def _earlier(db: sqlite3.Connection, key: str, idempotency_key: str, body_digest: bytes) -> JobRecord | None:
-    row = db.execute(
-        "SELECT jobs.*, body_digest FROM idempotency JOIN jobs ON jobs.id = job_id "
-        "WHERE idempotency.key = ? AND idempotency_key = ?",
-        (key, idempotency_key),
-    ).fetchone()
-    if row is None:
-        return None
-    if row["body_digest"] != body_digest:
-        raise IdempotencyConflict
-    return _record_of(row)
 
 
 # opening

@@ -95,6 +95,7 @@ class _Job:
     order: Prepare
     prepared: PreparedRequest | None = None
     has_begun: bool = False  # its first step
+    has_failed: bool = False
     is_cancelled: bool = False
 
     @property
@@ -221,7 +222,7 @@ class Worker:
             self._engine.cancel(job.id)
 
     def _note_admitted(self, job: _Job) -> None:
-        if not job.is_cancelled:
+        if not (job.is_cancelled or job.has_failed):
             self._admitted.append(job)
 
     def _note_prepared(self, job: _Job, prepared: PreparedRequest) -> None:
@@ -229,6 +230,11 @@ class Worker:
 
     def _note_cancelled(self, job: _Job) -> None:
         self._leave_engine(job)
+        if job in self._admitted:
+            self._admitted.remove(job)
+
+    def _note_failed(self, job: _Job) -> None:
+        job.has_failed = True
         if job in self._admitted:
             self._admitted.remove(job)
 
@@ -323,7 +329,7 @@ class Worker:
             return
         self._forget(job)
         timings = {**result.timings, "encode": time.perf_counter() - started}
-        self._send(Finished(job.id, files, timings, result.device_memory))
+        self._send(Finished(job.id, job.order.media_id, files, timings, result.device_memory))
 
     # any thread
 
@@ -337,6 +343,7 @@ class Worker:
             self._log.error("engine fault", job_id=job.id, **trace_of(exc))
             exc = EngineFailed("The picture could not be made: an internal fault. Trying again may help.")
         self._forget(job)
+        self._notes.put(partial(self._note_failed, job))
         if not job.is_cancelled:
             self._send(JobFailed(job.id, exc))
         if isinstance(exc, OutOfMemory):

@@ -208,14 +208,8 @@ class WorkerPool:
         self._deaths: deque[float] = deque()
         self._last_fault = ""
         self._has_given_up = False
+        self._is_draining = False
         self._is_stopping = False
-
-    @property
-    def devices(self) -> tuple[str, ...]:
-        return tuple(self._seats)
-
-    def state(self, device: str) -> WorkerState:
-        return self._seats[device].state
 
     async def start(self) -> None:
         """Start all workers; returns before they are loaded."""
@@ -240,6 +234,10 @@ class WorkerPool:
         if seat.worker is not None:
             seat.worker.kill()
 
+    def start_no_more(self) -> None:
+        """From now on a worker that dies is only reported."""
+        self._is_draining = True
+
     async def stop(self, timeout_s: float) -> None:
         """Let every worker end after its current step, and kill those that have not after `timeout_s`.
 
@@ -259,7 +257,7 @@ class WorkerPool:
     # one worker's life
 
     def _start_worker(self, seat: _Seat) -> None:
-        if self._is_stopping:
+        if self._is_stopping or self._is_draining:
             return
         seat.state = WorkerState.LOADING
         seat.watch = self._new_watch()
@@ -290,13 +288,14 @@ class WorkerPool:
         seat.state = WorkerState.DEAD
         if self._is_stopping or seat.has_no_engine:
             return
-        gives_up_now = self._count_death() and not self._has_given_up
-        self._has_given_up |= gives_up_now
-        if not self._has_given_up:
-            self._loop.call_later(RESTART_DELAYS_S[len(self._deaths) - 1], self._start_worker, seat)
         self._on_event(seat.device, WorkerDied(exit_code, seat.watch.running, seat.watch.preparing))
-        if gives_up_now:
+        if self._is_draining or self._has_given_up:
+            return
+        self._has_given_up = self._count_death()
+        if self._has_given_up:
             self._on_event(seat.device, PoolBroken(self._why_given_up()))
+        else:
+            self._loop.call_later(RESTART_DELAYS_S[len(self._deaths) - 1], self._start_worker, seat)
 
     def _count_death(self) -> bool:
         """Was this one too many?"""

@@ -16,13 +16,12 @@ import asyncio
 import ipaddress
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
-import anyio
-import anyio.to_thread
 import httpx
 
 from pulid.errors import ImageRejected
@@ -34,7 +33,7 @@ _PORTS = {"http": 80, "https": 443}
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MAX_REDIRECTS = 5
 _CONNECT_TIMEOUT_S = 3.0
-_MAX_LOOKUPS = 16  # at once; a resolver that hangs must not hold threads that others need
+_MAX_LOOKUPS = 16  # at once, those that nobody waits for any more included: no look-up can be stopped
 
 # Beyond what `ipaddress` calls private. Its `is_global` is true for most of these.
 _REFUSED_V4 = (
@@ -88,11 +87,11 @@ def public_fetcher(limits: FetchLimits) -> Callable[[str], Awaitable[bytes]]:
 
 def system_resolver() -> Resolver:
     """getaddrinfo in threads of its own. Raises OSError for a name without an address."""
-    lookups = anyio.CapacityLimiter(_MAX_LOOKUPS)
+    threads = ThreadPoolExecutor(_MAX_LOOKUPS, thread_name_prefix="look-up")
 
     async def resolve(host: str, port: int) -> Sequence[str]:
         look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
-        answers = await anyio.to_thread.run_sync(look_up, abandon_on_cancel=True, limiter=lookups)
+        answers = await asyncio.get_running_loop().run_in_executor(threads, look_up)
         return [str(address[0]) for *_, address in answers]
 
     return resolve
@@ -101,15 +100,15 @@ def system_resolver() -> Resolver:
 async def fetch_image(
     url: str, *, limits: FetchLimits, resolve: Resolver, open_transport: OpenTransport
 ) -> bytes:
-    """Download a picture from a public address, never from ours. Raises ImageRejected."""
+    """Download a photo from a public address, never from ours. Raises ImageRejected."""
     try:
         async with asyncio.timeout(limits.timeout_s):
             return await _follow(url, limits, resolve, open_transport)
     # OSError: look-ups, sockets, the time limit. ValueError: names and ports no one can dial.
     except (_Refused, httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as exc:
         raise ImageRejected(
-            "The picture at main_face_image could not be fetched. Use a public http(s) address of an "
-            f"image up to {limits.max_mb:g} MB, or send the picture as base64."
+            "The photo at main_face_image could not be fetched. Use a public http(s) address of an "
+            f"image up to {limits.max_mb:g} MB, or send the photo as base64."
         ) from exc
 
 

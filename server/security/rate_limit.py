@@ -54,9 +54,6 @@ class RateLimiter:
         self._clock = clock
         self._buckets: dict[str, _Bucket] = {}  # the longest unused first; a key without one has a full one
 
-    def __len__(self) -> int:
-        return len(self._buckets)
-
     def take(self, key: str) -> int:
         """Count one request. How many more are left now. Raises RateLimited."""
         now = self._clock()

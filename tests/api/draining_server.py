@@ -35,6 +35,9 @@ class Work:
     async def drained(self):
         await self.done.wait()
 
+    def interrupt(self):
+        """Nobody here can be told."""
+
 
 def app_of(work, *, stuck, lose):
     @asynccontextmanager

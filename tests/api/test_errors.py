@@ -3,13 +3,16 @@
 import json
 import re
 import socket
+import sqlite3
 import threading
+from contextlib import ExitStack, closing
 
 import pytest
 
 import fakes
 from fakes import PATIENCE_S
-from pulid.errors import PulidError, SetupError
+from pulid.errors import DeviceLost, PulidError, SetupError
+from server.app import BODIES_AT_ONCE
 from server.errors import STATUS, status_of
 
 SECRET = "zebra-in-a-tutu"
@@ -161,6 +164,68 @@ def test_a_body_at_the_limit_is_read(small_server):
     assert_error(post(small_server, b" " * 10_000), 400)
 
 
+def announced(server):
+    """A call that has announced a body of the largest size, and what it hears before it sends any."""
+    call = socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S)
+    head = "POST /v1/flux-pulid HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100000\r\n"
+    call.sendall(f"{head}expect: 100-continue\r\n\r\n".encode())
+    return call, call.recv(12).decode().removeprefix("HTTP/1.1 ")
+
+
+def test_bodies_that_are_read_at_once_have_a_limit_and_beyond_it_is_429_before_they_come(run_server):
+    with run_server(max_body_mb=0.1) as server, ExitStack() as open_calls:
+        for _ in range(BODIES_AT_ONCE):
+            call, heard = announced(server)
+            open_calls.enter_context(call)
+            assert heard == "100"
+        late, heard = announced(server)
+        late.close()
+        assert heard == "429"
+        for path in ("/v1/flux-pulid", "/v2/flux-pulid"):
+            for body in (b"{}", iter([b"{", b"}"])):
+                refusal = server.client.post(path, content=body)
+                assert_error(refusal, 429, "as many requests as it can")
+                assert int(refusal.headers["retry-after"]) > 0
+        call.close()
+        server.wait_until(lambda: server.paint().status_code == 200)
+        assert server.client.post("/v1/flux-pulid", content=iter([b"{}"])).status_code == 400
+
+
+def test_who_waits_for_a_picture_takes_no_room_from_bodies(run_server):
+    with run_server(script={"gated": True}, max_body_mb=0.0005, max_queued_jobs=100) as server:
+        callers = [threading.Thread(target=server.paint) for _ in range(2 * BODIES_AT_ONCE)]
+        for caller in callers:
+            caller.start()
+        server.wait_until(lambda: server.unfinished == len(callers))
+        server.engine.open_gate()
+        for caller in callers:
+            caller.join(PATIENCE_S)
+        assert len(server.engine.admitted) == len(callers)
+
+
+def test_a_photo_that_was_sent_has_the_limit_of_one_that_is_fetched(run_server, photo_bytes):
+    limit = len(photo_bytes) / 1_000_000
+    with run_server(fetch_max_mb=limit) as server:
+        assert server.paint().status_code == 200
+    with run_server(fetch_max_mb=limit / 2) as server:
+        assert_error(server.paint(), 400, "The photo is larger than")
+
+
+def test_a_database_that_another_program_holds_is_503_and_says_when_to_come_back(run_server, monkeypatch):
+    monkeypatch.setattr("server.jobs.store._BUSY_S", 0.05)
+    with run_server() as server:
+        with closing(sqlite3.connect(server.data_dir / "jobs.sqlite3", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            for path in ("/v1/flux-pulid", "/v2/flux-pulid"):
+                refusal = server.paint(path)
+                assert_error(refusal, 503, "data folder cannot be written")
+                assert int(refusal.headers["retry-after"]) > 0
+            unready = server.client.get("/ready")
+            assert (unready.status_code, "data folder" in unready.json()["reason"]) == (503, True)
+        assert server.paint().status_code == 200
+        assert server.client.get("/ready").status_code == 200
+
+
 @pytest.mark.parametrize(
     ("prompt", "status", "words"),
     [
@@ -234,7 +299,8 @@ def subclasses(cls):
 
 
 def test_every_error_a_caller_can_meet_has_its_status():
-    met = {cls.code for cls in subclasses(PulidError) - subclasses(SetupError) if cls.__module__ != __name__}
+    # The root has no instances, and a lost device ends its worker, never a job.
+    met = {cls.code for cls in subclasses(PulidError) - subclasses(SetupError) - {PulidError, DeviceLost}}
     assert len(met) > 15
     assert met == STATUS.keys()
 

@@ -163,8 +163,8 @@ def test_without_the_allow_list_this_machine_is_out_of_reach(server, photo_host)
     answer = server.paint(main_face_image=f"http://{photo_host}/photo.png")
     assert answer.status_code == 400
     assert answer.json()["error"] == (
-        "The picture at main_face_image could not be fetched. Use a public http(s) address of an image "
-        "up to 20 MB, or send the picture as base64."
+        "The photo at main_face_image could not be fetched. Use a public http(s) address of an image "
+        "up to 20 MB, or send the photo as base64."
     )
 
 

@@ -1,9 +1,13 @@
 """Where settings come from, which place wins, and what is said about a wrong one."""
 
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
 from server.settings import Settings, SettingsError, describe, load_settings
+
+LORA_FORM = "a list of files, each as path or path:scale, such as film.safetensors:0.8"
 
 
 @pytest.fixture(autouse=True)
@@ -90,6 +94,12 @@ def test_an_empty_environment_variable_counts_as_not_set(monkeypatch):
         ("auth", "open", "one of keys, none"),
         ("fetch_allow", "photos.internal", "a list of host:port, such as photos.internal:8080"),
         ("fetch_allow", "http://a:80", "a list of host:port, such as photos.internal:8080"),
+        ("base_model", "flux1-schnell", "one of flux1-dev, flux1-krea-dev"),
+        ("pulid_version", "0.9.1", "one of v0.9.1, v0.9.0"),
+        ("lora", "a.safetensors:strong", LORA_FORM),
+        ("lora", "a.safetensors:nan", LORA_FORM),
+        ("lora", "a.safetensors:", LORA_FORM),
+        ("lora", ":0.5", LORA_FORM),
     ],
 )
 def test_a_bad_value_is_named_with_its_key_its_range_and_its_place(monkeypatch, config, key, value, allowed):
@@ -194,6 +204,15 @@ def test_a_list_may_be_a_toml_list(config):
     assert load_settings(config=path).settings.fetch_allow == ("a:1", "b:2")
 
 
+def test_a_lora_has_a_path_and_a_scale(monkeypatch, tmp_path, config):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    wanted = ((tmp_path / "film.safetensors", 0.8), (Path("b.safetensors"), 1.0), (Path("c:d"), -1.0))
+    text = "~/film.safetensors:0.8, b.safetensors,c:d:-1"
+    assert load_settings(flags={"lora": text}).settings.loras == wanted
+    listed = config(f"lora = {[part.strip() for part in text.split(',')]}")
+    assert load_settings(config=listed).settings.loras == wanted
+
+
 @pytest.mark.parametrize("key", ["weights_dir", "data_dir", "api_keys_file"])
 def test_the_home_folder_is_expanded(monkeypatch, tmp_path, key):
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -264,3 +283,10 @@ def test_the_description_shows_each_value_and_its_place():
     assert shown["fetch_allow"].split("  ")[0] == "a:1, b:2"
     assert shown["v2_strict"].split(maxsplit=1) == ["true", "the flag --v2-strict"]
     assert shown["profile"].split("  ")[0] == "(not set)"
+
+
+@pytest.mark.parametrize("name", ["exact", "tiny"])
+def test_the_examples_give_a_call_as_much_time_as_its_job(name):
+    """A large picture takes minutes on a CPU."""
+    settings = load_settings(config=Path(__file__).parents[2] / "configs" / f"{name}.toml").settings
+    assert settings.v1_timeout_s >= settings.job_deadline_s

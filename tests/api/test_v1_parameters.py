@@ -65,9 +65,14 @@ def test_beyond_a_range_the_answer_names_field_and_range(server, name):
 
 
 @pytest.mark.parametrize("name", [*NAMES, "output_quality"])
-@pytest.mark.parametrize("value", [True, False, "many", "", [], {}, "NaN", "Infinity", "1e999", "0x10", [5]])
+@pytest.mark.parametrize("value", [True, False, "many", [], {}, "NaN", "Infinity", "1e999", "0x10", [5]])
 def test_what_is_no_number_is_refused(server, name, value):
     refused(server.paint(**{name: value}), name)
+
+
+@pytest.mark.parametrize("name", [*{*NAMES, "output_quality"} - {"seed"}])
+def test_blank_text_is_no_number(server, name):
+    refused(server.paint(**{name: ""}), name)
 
 
 @pytest.mark.parametrize("row", WHOLE, ids=[row[0] for row in WHOLE])
@@ -170,13 +175,13 @@ def test_prompts_have_a_longest_length_from_the_settings(run_server):
 
 def test_without_a_seed_each_call_draws_a_fresh_one_of_32_bits(server):
     drawn = set()
-    for given in ({}, {"seed": None}, {"seed": -1}, {"seed": "-1"}):
+    for given in ({}, {"seed": None}, {"seed": -1}, {"seed": "-1"}, {"seed": ""}, {"seed": " "}):
         response = server.paint(**given)
         seed = server.engine.last_request.seed
         assert response.headers["x-seed-value"] == str(seed)
         assert 0 <= seed < 2**32
         drawn.add(seed)
-    assert len(drawn) == 4
+    assert len(drawn) == 6
 
 
 def test_zero_is_a_seed_and_the_header_repeats_it(server):

@@ -274,8 +274,10 @@ def test_deleting_a_running_job_cancels_it_within_a_step(gated):
     assert removed.status_code == 200
     assert removed.json() == {"request_id": job_id, "status": "FAILED", "deleted": False}
     assert failed_text(gated, job_id) == "The job was cancelled."
+    gated.submit(prompt="next")
+    assert gated.engine.wait_for(lambda: "next" in gated.engine.prepared)  # the cancel was read before it
     gated.engine.run_steps(1)
-    gated.engine.wait_for(lambda: gated.engine.cancelled == [job_id])
+    assert gated.engine.wait_for(lambda: gated.engine.cancelled == [job_id])
     assert gated.engine.steps[job_id] <= 3
     gated.engine.open_gate()
     assert gated.paint().status_code == 200
@@ -361,6 +363,33 @@ def test_a_deleted_job_frees_its_name(server):
     server.wait_for_status(job_id, "COMPLETED")
     server.client.delete(f"/v2/requests/{job_id}")
     assert server.submit(headers, seed=2).json()["request_id"] != job_id
+
+
+def again(server, key, **parameters):
+    """The same call under the name "again"; its status and, if it was taken, its job."""
+    response = server.submit({"Idempotency-Key": "again", "x-api-key": key}, **parameters)
+    return response.status_code, response.json().get("request_id")
+
+
+def test_the_same_call_again_is_answered_where_new_work_is_refused(run_server):
+    keys = {"api_keys": ("a:a", "b:b")}
+    with run_server(script={"gated": True}, rate_limit=1, max_queued_jobs=1, **keys) as server:
+        first = again(server, "a")
+        assert first[0] == 200
+        assert again(server, "a") == first, "the minute of the key is used up"
+        assert again(server, "a", seed=2)[0] == 409
+        assert server.submit({"Idempotency-Key": "other", "x-api-key": "a"}).status_code == 429
+        server.app.state.service.begin_drain()
+        assert again(server, "a") == first
+        assert again(server, "b")[0] == 503
+
+
+def test_the_same_call_again_needs_no_place_of_its_key(run_server):
+    with run_server(script={"gated": True}, concurrency_per_key=1) as server:
+        first = again(server, "")
+        assert first[0] == 200
+        assert server.submit().status_code == 429
+        assert again(server, "") == first
 
 
 @pytest.mark.parametrize("name", ["", "a b", "é", "x" * 256])

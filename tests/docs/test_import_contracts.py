@@ -9,6 +9,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+
 from docs.project_files import PACKAGES, ROOT
 
 LINT_IMPORTS = Path(sysconfig.get_path("scripts")) / "lint-imports"

@@ -1,12 +1,12 @@
-"""The README's opening commands are the ones the gate runs, and the command line knows their flags."""
+"""The README opens with what the gate runs, and the command line knows the commands of all documents."""
 
 import re
 import shlex
 
 import pytest
 import typer
-from docs.project_files import ROOT
 
+from docs.project_files import ROOT, documents, text_of
 from server.cli.main import app
 
 README = (ROOT / "README.md").read_text()
@@ -31,11 +31,18 @@ def flux_pulid_calls(text):
     return [call[1:] for call in calls]
 
 
+def calls_in_documents():
+    """Each once."""
+    calls = [tuple(call) for name in documents() for call in flux_pulid_calls(text_of(name))]
+    return sorted(set(calls))
+
+
 def parse(arguments):
     """Parse a command line with the real commands, without running it. Raises on an unknown flag."""
-    group = typer.main.get_command(app)
-    with typer.Context(group, info_name="flux-pulid") as context:
-        name, command, rest = group.resolve_command(context, list(arguments))
+    command, rest = typer.main.get_command(app), list(arguments)
+    with typer.Context(command, info_name="flux-pulid") as context:
+        while isinstance(command, typer.core.TyperGroup):
+            name, command, rest = command.resolve_command(context, rest)
         return command.make_context(name, rest, parent=context)
 
 
@@ -66,11 +73,19 @@ def test_make_check_and_the_gate_run_the_same_checks(check):
     assert check in script_lines(".ci/run")
 
 
-@pytest.mark.parametrize("arguments", flux_pulid_calls(README), ids=" ".join)
-def test_every_flux_pulid_command_in_the_readme_parses(arguments):
+@pytest.mark.parametrize("arguments", calls_in_documents(), ids=" ".join)
+def test_every_flux_pulid_command_in_the_documents_parses(arguments):
     parse(arguments)
 
 
-def test_an_unknown_flag_would_not_parse():
+@pytest.mark.parametrize("command", [["generate"], ["weights", "fetch"]], ids=" ".join)
+def test_an_unknown_flag_would_not_parse(command):
     with pytest.raises(Exception, match="no-such-flag"):
-        parse(["generate", "--no-such-flag"])
+        parse([*command, "--no-such-flag"])
+
+
+def test_the_gpu_quick_start_is_three_commands_to_a_running_server():
+    section = README.split("## GPU quick start\n")[1].split("\n## ")[0]
+    assert len(code_lines(section)) == 3
+    assert flux_pulid_calls(section) == [["weights", "fetch"], ["doctor"], ["serve"]]
+    assert "-c configs/constraints.txt -e . " in code_lines(section)[0]

@@ -3,9 +3,9 @@
 import re
 
 import pytest
-from docs.project_files import text_of
 from fastapi.routing import iter_route_contexts
 
+from docs.project_files import text_of
 from server.app import create_app
 from server.errors import STATUS
 from server.metrics import STAGES, Metrics
@@ -14,6 +14,7 @@ from server.settings import Settings
 TEXT = text_of("docs/api.md")
 PARTS_OF_PAGES = {("GET", "/docs/{asset}")}
 FROM_THE_ROUTER = {405}  # statuses that no job and no error class has
+FROM_THE_ORIGIN_RULES = {403}
 FROM_OUTCOMES = {422}
 NEVER_SEEN = {499}  # the client has left
 
@@ -54,7 +55,8 @@ def test_the_published_schema_has_every_route_of_the_table(app):
 
 def test_the_table_of_errors_has_every_status():
     written = {int(status) for status, _ in rows_under("| status | when |")}
-    assert written == {*STATUS.values(), *FROM_THE_ROUTER, *FROM_OUTCOMES} - NEVER_SEEN
+    others = FROM_THE_ROUTER | FROM_THE_ORIGIN_RULES | FROM_OUTCOMES
+    assert written == {*STATUS.values(), *others} - NEVER_SEEN
 
 
 def test_every_status_a_route_announces_is_in_the_table_of_errors(app):

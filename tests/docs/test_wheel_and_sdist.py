@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path, PurePosixPath
 
 import pytest
+
 from docs.project_files import PACKAGES, ROOT, project_files
 
 MODEL_SUFFIXES = {".safetensors", ".onnx", ".pt", ".pth", ".gguf"}

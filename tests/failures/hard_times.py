@@ -38,7 +38,7 @@ def hard_server(
     flags = [f"--script={scripted.folder}", *(["--gated"] if scripted.gated else [])]
     flags += [] if stall_floor_s is None else [f"--stall-floor-s={stall_floor_s}"]
     flags += [] if min_free_bytes is None else [f"--min-free-bytes={min_free_bytes}"]
-    serve = ["serve", "--port=0", f"--data-dir={data_dir}"]
+    serve = ["serve", "--port=0", "--profile=tiny", f"--data-dir={data_dir}"]
     command = ["env", f"PYTHONPATH={TESTS}", sys.executable, str(PROGRAM), *flags, *serve]
     if disk_mb is not None:
         command = on_own_disk(data_dir, disk_mb, command)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -101,6 +104,81 @@ def test_a_job_goes_on_after_ctrl_c_twice_and_after_a_drain_that_was_too_short(
     publish("Ctrl-C twice, then SIGTERM in a step without end", books)
     assert books.all_is_well, str(books)
     assert gated_script.prepared.count("long") == 3, "it was not interrupted twice"
+
+
+class Caller(threading.Thread):
+    """One call of v1 that waits for its answer."""
+
+    def __init__(self, server: ServerProcess) -> None:
+        super().__init__()
+        self._client = server.new_client()
+        self.answers: list[httpx.Response] = []
+        self.start()
+
+    def run(self) -> None:
+        with self._client:
+            self.answers.append(self._client.post("/v1/flux-pulid", json=a_request("a call")))
+
+    def was_told_to_come_again(self) -> bool:
+        self.join(10)
+        (answer,) = self.answers
+        body = answer.json()
+        return (
+            answer.status_code == 503
+            and answer.headers["retry-after"].isdecimal()
+            and answer.headers["x-request-id"] == body["request_id"]
+            and "stopped before" in body["error"]
+        )
+
+
+@pytest.mark.parametrize("ending", ["a drain that is too short", "Ctrl-C twice"])
+def test_a_call_of_v1_that_is_open_at_the_end_is_told_so(tmp_path: Path, gated_script: Script, ending: str):
+    with live_server(tmp_path / "data", scripted=gated_script, undisturbed=False, drain_s=3) as server:
+        caller = Caller(server)
+        assert gated_script.wait_for(lambda: gated_script.admitted != {})
+        if ending == "Ctrl-C twice":
+            interrupt_twice(server)
+        else:
+            server.signal(signal.SIGTERM)
+        assert caller.was_told_to_come_again()
+        gated_script.open_gate()
+        assert server.wait(10) in (0, 130)
+
+
+def test_a_call_that_is_still_being_sent_at_the_end_is_told_so(tmp_path: Path, script: Script):
+    with live_server(tmp_path / "data", scripted=script, undisturbed=False, drain_s=2) as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=10) as call:
+            call.sendall(b"POST /v2/flux-pulid HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{")
+            assert server.is_ready()  # asked later, so it has read the head by now
+            server.signal(signal.SIGTERM)
+            answer = b"".join(iter(lambda: call.recv(10_000), b""))
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 503")
+        assert b"\r\nretry-after: 10" in head
+        assert "going down" in json.loads(body)["error"]
+        assert server.wait(10) == 0
+
+
+def test_a_signal_to_the_whole_process_group_costs_a_job_nothing(
+    tmp_path: Path, gated_script: Script, undisturbed: Undisturbed, publish: Publish
+):
+    """As from a supervisor that knows no better: workers end with the server, and once more the next time."""
+    books = Books()
+    job_id = ""
+    for _ in range(2):
+        with live_server(tmp_path / "data", scripted=gated_script, undisturbed=False) as server:
+            job_id = job_id or books.submit(server.client)
+            wait_until(lambda: status_of(server.client, job_id) == "PROCESSING", 20, server.explain)  # noqa: B023
+            for _ in range(2):
+                os.killpg(server.pid, signal.SIGTERM)
+                time.sleep(0.05)
+            assert server.wait(10) in (0, -signal.SIGTERM)  # the second may come when all is closed
+    gated_script.open_gate()
+    with live_server(tmp_path / "data", scripted=gated_script) as server:
+        books.settle(server.client, undisturbed)
+    publish("SIGTERM to the process group, twice in each of two lives", books)
+    assert books.all_is_well, str(books)
 
 
 @pytest.mark.release

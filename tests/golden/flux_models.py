@@ -13,7 +13,7 @@ from pulid.flux.text import TextFeatures
 from pulid.flux.transformer import IdentityFlux
 from pulid.identity.attention import IdentityAttention
 from pulid.pipeline import denoise_step
-from pulid.strict_load import load_strictly
+from pulid.strict_load import load_strictly, shapes_of
 
 
 def transformer_kwargs(spec):
@@ -37,9 +37,7 @@ def model(name):
     if fill["keys"] == "bfl":
         state = golden_fill.fill_dict(bfl_shapes(transformer), fill["seed"], fill["prefix_transformer"])
         assert golden_fill.fingerprint(state) == fill["crc32"]
-        converted = checkpoint.diffusers_layout(
-            state, checkpoint.is_bfl_transformer, checkpoint.transformer_tensors
-        )
+        converted = checkpoint.diffusers_transformer(state, shapes_of(transformer.state_dict()))
         load_strictly(transformer, converted, "FLUX transformer")
     else:
         golden_fill.fill_(transformer, fill["seed"], fill["prefix_transformer"])

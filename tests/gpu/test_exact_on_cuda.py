@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from golden import flux_models, golden_fill, goldens
-from gpu.full_size import random_engine
+from gpu.full_size import MARKS, random_engine
 from model.portraits import portrait, results
 from pulid.flux import latents
 from pulid.identity.attention import FoldedIdentity, ReferenceIdentity
@@ -47,7 +47,7 @@ def test_a_whole_loop_is_the_references(golden_model, case, form):
 
 @pytest.fixture(scope="module")
 def full_size():
-    return random_engine(FLUX_DEV, PROFILES["exact"], CUDA)
+    return random_engine(dataclasses.replace(FLUX_DEV, clip=MARKS), PROFILES["exact"], CUDA)
 
 
 def photo(seed):

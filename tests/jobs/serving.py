@@ -1,9 +1,13 @@
 """A job service over real storage and real worker processes, with a scripted engine in them."""
 
 import asyncio
+import base64
 import json
-from contextlib import asynccontextmanager
+import sqlite3
+from contextlib import asynccontextmanager, closing, contextmanager
+from io import BytesIO
 
+from PIL import Image
 from prometheus_client import CollectorRegistry
 
 from fakes import Script
@@ -20,6 +24,29 @@ from server.metrics import JobMetrics
 from server.security.image_decode import check_image, decode_image
 
 PATIENCE_S = 20.0
+
+
+def png(image):
+    file = BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+PICTURE = png(Image.new("RGB", (64, 48), (200, 120, 40)))
+PHOTO = base64.b64encode(PICTURE).decode()
+
+
+def scenario(test):
+    """Run an async test with a service factory bound to its folder."""
+
+    def run(tmp_path):
+        def here(**options):
+            return serving(tmp_path, **{"photo": PHOTO, "picture": PICTURE, **options})
+
+        asyncio.run(asyncio.wait_for(test(here), 90))
+
+    run.__name__, run.__doc__ = test.__name__, test.__doc__
+    return run
 
 
 class Unparsable(BadRequest):
@@ -90,22 +117,32 @@ class Serving:
 
 @asynccontextmanager
 async def serving(
-    tmp_path, *, photo, picture, gated=False, devices=("a",), min_free_bytes=0, ready=True, **limits
+    tmp_path,
+    *,
+    photo,
+    picture,
+    parse=parse,
+    gated=False,
+    devices=("a",),
+    min_free_bytes=0,
+    ready=True,
+    **limits,
 ):
     script_folder = tmp_path / "script"
     script_folder.mkdir(exist_ok=True)
     script = Script(script_folder, gated=gated)
     photos = Photos(picture)
     lost = []
+    registry = CollectorRegistry()
     service = JobService(
         storage=JobStorage(tmp_path / "data", min_free_bytes=min_free_bytes),
         devices=devices,
         create_engine=script,
         decode_photo=decode_image,
         parse=parse,
-        face_stage=FaceStage(fetch=photos.fetch, check=check_image),
+        face_stage=FaceStage(fetch=photos.fetch, check=check_image, max_mb=20.0),
         limits=JobLimits(**{"stop_timeout_s": 0.3, **limits}),
-        metrics=JobMetrics(CollectorRegistry()),
+        metrics=JobMetrics(registry),
         on_lost=lost.append,
     )
     await service.start()
@@ -113,10 +150,32 @@ async def serving(
         if ready:
             await until(lambda: service.not_ready_reason is None)
         here = Serving(service, script, photos, photo)
-        here.lost = lost
+        here.lost, here.registry = lost, registry
         yield here
     finally:
         await service.close()
+
+
+def data_of(here):
+    return here.service._storage._data_dir
+
+
+def connection_to(here):
+    return closing(sqlite3.connect(data_of(here).database, isolation_level=None))
+
+
+def stored_states(here):
+    with connection_to(here) as other:
+        return [state for (state,) in other.execute("SELECT state FROM jobs ORDER BY number")]
+
+
+@contextmanager
+def locked_database(here):
+    """Another program writes to the database and does not come to an end."""
+    with connection_to(here) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield
+        other.execute("ROLLBACK")
 
 
 async def until(condition):

@@ -1,7 +1,6 @@
 """From submit to end, over a real database, real files and real worker processes."""
 
 import asyncio
-import base64
 import io
 import os
 import resource
@@ -15,35 +14,12 @@ import pytest
 from PIL import Image
 
 from fakes import paint
-from jobs.serving import PATIENCE_S, parse, serving, until
+from jobs.serving import PATIENCE_S, PHOTO, PICTURE, parse, scenario, serving, until
 from pulid.errors import BadRequest, Busy
 from server.jobs.job import IdempotencyConflict, JobNotFound, JobState, NotReady
-from server.jobs.runner import RETRY_AFTER_S
+from server.jobs.runner import TRY_AGAIN_S
 from server.jobs.storage import JobStorage
 from server.security.image_decode import decode_image
-
-
-def png():
-    file = io.BytesIO()
-    Image.new("RGB", (64, 48), (200, 120, 40)).save(file, "PNG")
-    return file.getvalue()
-
-
-PICTURE = png()
-PHOTO = base64.b64encode(PICTURE).decode()
-
-
-def scenario(test):
-    """Run an async test with a service factory bound to its folder."""
-
-    def run(tmp_path):
-        def here(**options):
-            return serving(tmp_path, photo=PHOTO, picture=PICTURE, **options)
-
-        asyncio.run(asyncio.wait_for(test(here), 90))
-
-    run.__name__, run.__doc__ = test.__name__, test.__doc__
-    return run
 
 
 def expected_bytes(here, prompt="p", **fields):
@@ -157,6 +133,16 @@ async def test_the_next_job_is_prepared_beside_the_running_one(start):
 
 
 @scenario
+async def test_a_job_that_is_on_a_device_but_has_not_begun_has_nobody_before_it(start):
+    async with start() as here:
+        job_id = await here.submit("slow 0.5 s while preparing")
+        await until(lambda: here.script.prepared)
+        view = await here.service.view(job_id, key="")
+        assert (view.record.state, view.queue_position) == (JobState.QUEUED, 0)
+        await here.ended(job_id)
+
+
+@scenario
 async def test_jobs_belong_to_their_key(start):
     async with start() as here:
         job_id = await here.submit(key="alice")
@@ -187,14 +173,13 @@ async def test_cancelling_a_running_job_stops_it_within_one_step(start):
         await here.processing(job_id)
         here.script.run_steps(3)
         await until(lambda: here.script.steps.get(job_id) == 3)
-        removal = asyncio.create_task(here.service.remove(job_id, key=""))
-        record = await here.ended(job_id)
+        record = (await here.service.remove(job_id, key="")).record
         assert (record.state, record.error_code) == (JobState.FAILED, "cancelled")
+        after = await here.submit("next", num_steps=1)
+        await until(lambda: "next" in here.script.prepared)  # the worker has read the cancel before it
         here.script.run_steps(1)
-        await removal
         await until(lambda: job_id in here.script.cancelled)
         assert here.script.steps[job_id] <= 4
-        after = await here.submit("next", num_steps=1)
         here.script.open_gate()
         assert (await here.ended(after)).state is JobState.COMPLETED
 
@@ -455,7 +440,7 @@ async def test_pictures_that_find_no_room_are_painted_again_once_there_is_some(s
         here.service._storage._min_free_bytes = 2**62
         here.script.open_gate()
         await until(lambda: here.service._runner.live[job_id].record.state is JobState.QUEUED)
-        await asyncio.sleep(RETRY_AFTER_S * 1.5)
+        await asyncio.sleep(TRY_AGAIN_S * 1.5)
         assert here.service._runner.live[job_id].record.tries == 1
         resource.prlimit(worker, resource.RLIMIT_FSIZE, (hard, hard))
         here.service._storage._min_free_bytes = 0

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pulid.errors import SetupError
-from server.jobs.job import IdempotencyConflict, JobFile, JobRecord, JobState, StoreFull
-from server.jobs.store import MIGRATIONS, SqliteJobStore, StoreDamaged, SweepResult, configure
+from server.jobs.job import IdempotencyConflict, JobFile, JobRecord, JobState, StoreFailed, StoreFull
+from server.jobs.store import MIGRATIONS, SqliteJobStore, StoreDamaged, configure
 
 QUEUED, PROCESSING, COMPLETED, FAILED = JobState
 PICTURE = JobFile(name="0.webp", content_type="image/webp", width=896, height=1152, size=123_456)
@@ -180,7 +180,7 @@ def test_a_job_that_is_saved_again_when_completed_keeps_its_pictures_as_they_are
     done = completed(store, job(1), expires_at=1000.0)
     store.save(done)
     store.save(done, media_expires_at=5000.0)
-    assert store.sweep(now=1000.0, result_ttl_s=1e9).media_ids == (done.media_id,)
+    assert store.sweep(now=1000.0, result_ttl_s=1e9) == [done.media_id]
 
 
 def test_a_failed_job_has_no_pictures(store):
@@ -221,18 +221,15 @@ def test_ended_jobs_go_after_their_time_and_pictures_after_theirs(store):
     store.insert(job(3))
     store.insert(job(4), idempotency_key="k", body_digest=b"1")
     store.save(job(4, state=FAILED, finished_at=200.0))
-    assert store.sweep(now=249.9, result_ttl_s=50.0) == SweepResult(job_ids=(), media_ids=())
-    swept = store.sweep(now=250.0, result_ttl_s=50.0)
-    assert set(swept.job_ids) == {job(1).id, job(4).id}
-    assert swept.media_ids == (job(2).media_id,)
+    assert store.sweep(now=249.9, result_ttl_s=50.0) == []
+    assert known_jobs(store) == {job(number).id for number in (1, 2, 3, 4)}
+    assert store.sweep(now=250.0, result_ttl_s=50.0) == [job(2).media_id]
     # The pictures outlive the record of their job; the record may outlive its pictures.
     assert store.media_file(job(1).media_id, "0.webp") == PICTURE
     assert known_jobs(store) == {job(2).id, job(3).id}
     # An Idempotency-Key expires with its job.
     assert store.insert(job(5), idempotency_key="k", body_digest=b"2") == job(5)
-    assert store.sweep(now=1e9, result_ttl_s=50.0) == SweepResult(
-        job_ids=(job(2).id,), media_ids=(job(1).media_id,)
-    )
+    assert store.sweep(now=1e9, result_ttl_s=50.0) == [job(1).media_id]
     assert {record.id for record in store.unfinished()} == {job(3).id, job(5).id}
 
 
@@ -421,16 +418,23 @@ def test_a_full_disk_refuses_what_is_new_keeps_the_old_and_passes(path):
         assert len(known_jobs(store)) == accepted + 1
 
 
-@pytest.mark.parametrize(
-    "write",
-    [
-        lambda store: store.insert(job(2)),
-        lambda store: store.save(job(1, state=PROCESSING)),
-        lambda store: store.delete(job(1).id),
-        lambda store: store.sweep(now=1e9, result_ttl_s=1.0),
-    ],
-    ids=["insert", "save", "delete", "sweep"],
-)
+WRITES = {
+    "insert": lambda store: store.insert(job(2)),
+    "save": lambda store: store.save(job(1, state=PROCESSING)),
+    "delete": lambda store: store.delete(job(1).id),
+    "sweep": lambda store: store.sweep(now=1e9, result_ttl_s=1.0),
+    "probe": lambda store: store.probe(),
+}
+READS = {
+    "get": lambda store: store.get(job(1).id),
+    "earlier": lambda store: store.earlier("anna", "k"),
+    "unfinished": lambda store: store.unfinished(),
+    "media_file": lambda store: store.media_file(job(1).media_id, "0.webp"),
+    "known_media": lambda store: store.known_media(),
+}
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
 def test_every_writing_call_says_so_when_the_disk_takes_no_more(path, write):
     connection, store = limited(path)
     with closing(store):
@@ -443,6 +447,33 @@ def test_every_writing_call_says_so_when_the_disk_takes_no_more(path, write):
         assert known_jobs(store) == {job(1).id, job(9).id}
         connection.execute("PRAGMA query_only = OFF")
         write(store)
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+def test_every_writing_call_says_so_when_another_program_holds_the_database(path, write):
+    connection, store = limited(path)
+    with closing(store), closing(sqlite3.connect(path, isolation_level=None)) as other:
+        store.insert(job(1))
+        connection.execute("PRAGMA busy_timeout = 0")
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreFailed) as caught:
+            write(store)
+        assert not isinstance(caught.value, StoreFull)
+        assert store.get(job(1).id) == job(1), "reading goes on"
+        other.execute("ROLLBACK")
+        write(store)
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+def test_every_reading_call_says_so_when_it_is_broken_off(path, read):
+    connection, store = limited(path)
+    with closing(store):
+        store.insert(job(1))
+        connection.set_progress_handler(lambda: 1, 1)  # what it returns means: no further
+        with pytest.raises(StoreFailed):
+            read(store)
+        connection.set_progress_handler(None, 1)
+        read(store)
 
 
 WRITE_UNDER_LIMITS = """

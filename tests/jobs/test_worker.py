@@ -12,6 +12,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -378,6 +379,21 @@ def test_a_step_that_breaks_ends_all_that_were_in_it_and_no_other(desk):
     assert "b" in failed
     assert all(isinstance(error, EngineFailed) for error in failed.values())
     assert set(made.script.cancelled) == set(failed)
+
+
+def test_jobs_that_fail_over_their_photo_leave_nothing_behind(desk):
+    made = desk().ready()
+    prompts = {"negative_prompt": "x" * 1_000_000}
+
+    def fail(many):
+        for _ in range(many):
+            made.prepare("no face, slow 0.01 s while preparing", **prompts)
+            made.pipe.send(Admit("a"))
+            assert isinstance(made.end_of("a").error, NoFaceFound)
+        return psutil.Process(made.process.pid).memory_info().rss
+
+    before = fail(10)
+    assert fail(50) - before < 20_000_000  # bytes
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="sets a limit of another process")

@@ -38,20 +38,17 @@ from server.jobs.messages import (
     Stepping,
     WorkerDied,
 )
-from server.jobs.worker_pool import WorkerPool, WorkerState
+from server.jobs.worker_pool import WorkerPool
 from server.security.image_decode import decode_image
-
-LOADING, READY, DEAD = WorkerState.LOADING, WorkerState.READY, WorkerState.DEAD
 
 
 class Hall:
     """A pool, what it said on the event loop, and a way to wait for more of it."""
 
     def __init__(self, folder, create_engine, *, devices=("one",), **options):
-        self.folder = folder
+        self.folder, self.script, self.devices = folder, create_engine, devices
         self.loop_thread = threading.get_ident()
         self.said = []  # (device, event), in order
-        self.states = []  # of the device, when it was said
         self._more = asyncio.Event()
         self._read = 0
         self.pool = WorkerPool(
@@ -66,7 +63,6 @@ class Hall:
     def _hear(self, device, event):
         assert threading.get_ident() == self.loop_thread
         self.said.append((device, event))
-        self.states.append(self.pool.state(device))
         self._more.set()
 
     async def until(self, kind, *, device=None, job=None):
@@ -138,10 +134,9 @@ def hall(tmp_path, monkeypatch) -> Iterator:
     @asynccontextmanager
     async def opened(*, create_engine=None, pool=None, ready=True, **script):
         it = Hall(tmp_path, create_engine or Script(tmp_path, **script), **(pool or {}))
-        it.script = it.pool._setups[it.pool.devices[0]].create_engine
         await it.pool.start()
         try:
-            for device in it.pool.devices if ready else ():
+            for device in it.devices if ready else ():
                 await it.until(EngineReady, device=device)
                 it._read = 0
             it._read = len(it.said)
@@ -173,14 +168,13 @@ async def test_a_job_runs_and_everything_is_told_on_the_event_loop_in_order(hall
     async with hall() as it:
         assert isinstance(await it.run(), Finished)
         assert it.kinds() == [EngineReady, Preparing, Prepared, Stepping, *[Stepped] * 3, Finished]
-        assert it.states == [READY] * 8
         assert (it.folder / "media" / f"{ord('a'):032x}" / "0.png").exists()
 
 
 @told
 async def test_start_returns_before_the_engine_is_loaded(hall):
     async with hall(slow_to_load=True, ready=False) as it:
-        assert it.pool.state("one") is LOADING
+        assert it.said == []
         it.begin()  # kept until the engine is there
         it.script.let_load()
         await it.until(Finished, job="a")
@@ -195,7 +189,6 @@ async def test_every_device_has_a_worker_of_its_own(hall):
         await it.until(EngineReady, device="one")
         assert {by for by, event in it.said if isinstance(event, WorkerDied)} == {"one"}
         assert {line["device"] for line in it.script.lines("loading")} == {"one", "two"}
-        assert it.pool.devices == ("one", "two")
 
 
 @told
@@ -204,7 +197,7 @@ async def test_stop_lets_workers_end_and_close_their_engines(hall):
         it.begin(num_steps=10_000)
         await it.until(Stepped)
         await it.pool.stop(PATIENCE_S)
-        assert it.pool.state("one") is DEAD
+        assert worker_processes() == []
         assert it.script.closed
         assert WorkerDied not in it.kinds(), "it was asked to"
 
@@ -264,9 +257,7 @@ async def test_a_crash_in_a_step_is_charged_to_the_job_that_ran(hall):
         died = await it.until(WorkerDied)
         assert died == WorkerDied(exit_code=-signal.SIGKILL, running=("a",), preparing=None)
         assert it.kinds()[-4:] == [Stepping, Stepped, Stepped, WorkerDied], "all that was said before it"
-        assert it.states[-1] is DEAD
         await it.until(EngineReady)
-        assert it.states[-1] is READY
         assert isinstance(await it.run(job="b"), Finished)
 
 
@@ -320,7 +311,6 @@ async def test_a_kill_from_outside_is_noticed_and_cured(hall):
 async def test_messages_to_a_dead_worker_do_not_reach_the_next_one(hall):
     async with hall() as it:
         it.pool.kill("one")
-        assert it.pool.state("one") is DEAD
         it.begin(job="a")
         await it.until(EngineReady)
         assert isinstance(await it.run(job="b"), Finished)
@@ -342,7 +332,7 @@ async def die(it, device="one"):
     """One more death of a worker, and the start of the next."""
     it.pool.kill(device)
     await it.until(WorkerDied, device=device)
-    await until(lambda: it.pool.state(device) is not DEAD)
+    await until(lambda: f"worker {device}" in [child.name for child in worker_processes()])
 
 
 @told
@@ -360,7 +350,6 @@ async def test_four_deaths_end_it_and_it_says_why(hall):
         )
         await asyncio.sleep(0.1)
         assert worker_processes() == []
-        assert it.pool.state("one") is DEAD
         assert it.kinds()[-2:] == [WorkerDied, PoolBroken]
 
 
@@ -388,6 +377,19 @@ async def test_deaths_far_apart_are_forgiven(hall):
             now[0] += 201.0  # three within ten minutes
         await it.until(EngineReady)
         assert PoolBroken not in it.kinds()
+
+
+@told
+async def test_a_pool_that_is_to_start_no_more_only_tells_of_deaths(hall):
+    async with hall(pool={"devices": ("one", "two")}) as it:
+        it.pool.kill("one")
+        await it.until(WorkerDied, device="one")  # its next worker was about to be started
+        it.pool.start_no_more()
+        it.pool.kill("two")
+        await it.until(WorkerDied, device="two")
+        await asyncio.sleep(0.2)
+        assert worker_processes() == []
+        assert it.kinds()[-2:] == [WorkerDied, WorkerDied]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the pipe in /proc")
@@ -461,7 +463,6 @@ async def test_an_engine_that_cannot_be_set_up_is_not_tried_again(hall):
         await until(lambda: not worker_processes())
         await asyncio.sleep(0.1)
         assert it.kinds() == [EngineFailedToLoad]
-        assert it.pool.state("one") is DEAD
         assert len(it.script.pids) == 1
 
 

@@ -58,7 +58,7 @@ STORY = [
     (Stepped("a", 1, 1), ("a",), "b"),
     (Admit("b"), ("a",), "b"),
     (Prepared("b", {}), ("a", "b"), None),
-    (Finished("a", (), {}), ("b",), None),
+    (Finished("a", "m", (), {}), ("b",), None),
     (JobFailed("b", EngineFailed("x")), (), None),
 ]
 
@@ -81,7 +81,7 @@ def test_it_is_known_who_runs_and_who_is_prepared(watch, length):
         ([prepare("a"), Cancel("a")], False),
         ([prepare("a"), Preparing("a"), Cancel("a"), Prepared("a", {})], False),
         ([prepare("a"), Preparing("a"), JobFailed("a", EngineFailed("x"))], False),
-        ([Admit("nobody"), Cancel("nobody"), Finished("nobody", (), {})], False),
+        ([Admit("nobody"), Cancel("nobody"), Finished("nobody", "m", (), {})], False),
     ],
 )
 def test_only_a_worker_that_the_server_waits_for_can_stall(watch, conversation, has_work):

@@ -20,11 +20,11 @@ from pulid.identity import alignment
 from pulid.identity.face import FaceReader, load_face_reader, parsing_input
 from pulid.identity.face_weights import (
     VECTRON_MODELS,
-    read_checkpoint,
     retinaface_from,
     vectron_analysis,
     vectron_models_dir,
 )
+from pulid.state_files import read_state
 from server.security.image_decode import decode_image
 
 PHOTOS = Path(__file__).parents[1] / "photos"
@@ -423,7 +423,7 @@ def face_files(tmp_path_factory, parser):
 
 def test_a_reader_from_files_aligns_with_retinaface(face_files, make_reader):
     picture = scaled_to("ardern", 144)  # the face is about 44 x 66 pixels, near an anchor's size
-    face = load_face_reader(**face_files, mode="one-face", device="cpu").read(picture)
+    face = load_face_reader(**face_files, mode="one-face").read(picture)
     crops = [alignment.face_crop(picture[..., ::-1], points) for points in grid_of_landmarks(picture)]
     assert sum(is_same_picture(face.aligned[..., ::-1], crop) for crop in crops) == 1
     without_retinaface = make_reader(None).read(picture)
@@ -433,8 +433,8 @@ def test_a_reader_from_files_aligns_with_retinaface(face_files, make_reader):
 
 def test_a_reference_reader_from_files_takes_the_most_central_detection(face_files):
     picture = nobody()[:96, :128]
-    face = load_face_reader(**face_files, mode="reference", device="cpu").read(picture)
-    retinaface = retinaface_from(read_checkpoint(face_files["retinaface"]), "cpu")
+    face = load_face_reader(**face_files, mode="reference").read(picture)
+    retinaface = retinaface_from(read_state(face_files["retinaface"]), "cpu")
     rows = retinaface.detect_faces(picture[..., ::-1], conf_threshold=0.97)
     assert len(rows) > 1
     x, y = (rows[:, 0] + rows[:, 2]) / 2 - 64, (rows[:, 1] + rows[:, 3]) / 2 - 48

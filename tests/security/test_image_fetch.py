@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gzip
 import http.server
+import socket
 import threading
 import time
 
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fakes import PATIENCE_S
 from pulid.errors import ImageRejected
 from server.security.image_fetch import (
     FetchLimits,
@@ -25,8 +27,8 @@ PUBLIC = "93.184.215.14"
 OTHER_PUBLIC = "2606:2800:21f:cb07:6820:80da:af6b:8b2c"
 PICTURE = b"the bytes of a picture"
 REFUSAL = (
-    "The picture at main_face_image could not be fetched. Use a public http(s) address of an image "
-    "up to 20 MB, or send the picture as base64."
+    "The photo at main_face_image could not be fetched. Use a public http(s) address of an image "
+    "up to 20 MB, or send the photo as base64."
 )
 
 # Everything that is not the internet, in the forms a resolver gives.
@@ -396,6 +398,37 @@ def test_a_lookup_that_hangs_is_given_up():
 
     internet.resolve = hang
     assert internet.refuses("http://photos.example/", timeout_s=0.1)
+
+
+def test_look_ups_that_hang_are_few_however_many_callers_have_given_up(monkeypatch):
+    may_end, running, most = threading.Event(), 0, 0
+    counting = threading.Lock()
+
+    def hang(host, port, **hints):
+        nonlocal running, most
+        with counting:
+            running += 1
+            most = max(most, running)
+        may_end.wait(PATIENCE_S)
+        with counting:
+            running -= 1
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (PUBLIC, port))]
+
+    async def give_up_soon(resolve):
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await resolve("slow.example", 80)
+
+    async def scenario():
+        monkeypatch.setattr(socket, "getaddrinfo", hang)
+        resolve = system_resolver()
+        for _ in range(4):
+            await asyncio.gather(*(give_up_soon(resolve) for _ in range(16)))
+        assert most == 16
+        may_end.set()
+        assert await resolve("slow.example", 80) == [PUBLIC], "those that end make room"
+
+    asyncio.run(scenario())
 
 
 def test_the_next_public_address_is_tried_when_one_takes_no_connection():

@@ -1,0 +1,42 @@
+"""All checks, for `flux-pulid doctor`; and the quick ones, for every start of the server."""
+
+from __future__ import annotations
+
+from pulid.errors import SetupError
+from server.app import choice_of
+from server.checks.files import files
+from server.checks.finding import Finding
+from server.checks.libraries import check_onnx_packages, libraries
+from server.checks.machine import machine
+from server.checks.service import service
+from server.engines import profile_or_exact
+from server.settings import Settings
+
+
+def thorough(settings: Settings) -> list[Finding]:
+    """Takes seconds: torch and what stands on it are loaded. Nothing on the machine is changed."""
+    profile = profile_or_exact(settings.profile)
+    return [
+        *machine(profile, settings.devices),
+        *libraries(profile),
+        *files(profile, settings.weights_dir, choice_of(settings), settings.loras),
+        *service(settings),
+    ]
+
+
+def quick(settings: Settings) -> list[Finding]:
+    """Takes milliseconds and loads no library."""
+    profile = profile_or_exact(settings.profile)
+    return [
+        check_onnx_packages(),
+        *files(profile, settings.weights_dir, choice_of(settings), settings.loras),
+        *service(settings),
+    ]
+
+
+def warnings_at_start(settings: Settings) -> list[str]:
+    """What the log should say once. Raises SetupError where the start would fail, with every reason."""
+    findings = quick(settings)
+    if faults := [finding.text for finding in findings if finding.state == "fault"]:
+        raise SetupError("\n".join(faults))
+    return [finding.text for finding in findings if finding.state == "warning"]
