@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from fakes import paint
-from jobs.serving import PATIENCE_S, PHOTO, PICTURE, parse, scenario, serving, until
+from jobs.serving import PATIENCE_S, PHOTO, PICTURE, parse, scenario, serving, stored_states, until
 from pulid.errors import BadRequest, Busy
 from server.jobs.job import IdempotencyConflict, JobNotFound, JobState, NotReady
 from server.jobs.runner import TRY_AGAIN_S
@@ -359,6 +359,7 @@ async def test_a_random_seed_survives_a_restart(start):
     """The seed was drawn when the job was accepted; the body on disk does not have it."""
     async with start(gated=True) as here:
         job_id = await here.submit("p", seed=123)
+        await until(lambda: stored_states(here) == ["PROCESSING"])  # nothing more is written by itself
         storage = here.service._storage
         record = await storage.get(job_id)
         await storage.save(replace(record, seed=456))
