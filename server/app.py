@@ -143,7 +143,7 @@ def install_layers(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
 
 
 def devices_of(settings: Settings) -> tuple[str, ...]:
-    """Raises UnknownProfile or DeviceUnavailable."""
+    """Raises UnknownProfile, SettingsError or DeviceUnavailable."""
     return tuple(engines.devices_for(engines.profile_or_exact(settings.profile), settings.devices))
 
 

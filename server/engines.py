@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING
 from pulid.engine import Engine, FaceMode, LoadProgress, RgbImage
 from pulid.errors import DeviceUnavailable, SetupError
 from pulid.profiles import PROFILES, SpeedProfile, profile_named
-from server.model_files import Loras, checkpoints_of, require_checkpoints, require_loras
+from server.model_files import (
+    Loras,
+    checkpoints_of,
+    refuse_loras_that_fit_nothing,
+    require_checkpoints,
+    require_loras,
+)
+from server.settings import SettingsError
 from weights.manifest import Choice
 from weights.paths import model_paths
 
@@ -36,7 +43,7 @@ def create_engine(
 
     `device` is one of `devices_for`; `profile` None means exact. The files are looked at before the
     device is touched; `progress` hears on which device and how far the loading is. Raises UnknownProfile,
-    DeviceUnavailable or WeightsMissing.
+    SettingsError, DeviceUnavailable or WeightsMissing.
     """
     chosen = profile_or_exact(profile)
     require_loras(chosen, loras)
@@ -67,23 +74,44 @@ def devices_for(profile: SpeedProfile, devices: str) -> list[str]:
     """The devices that the setting `devices` means for a profile, each with a name of its own.
 
     "all" is every CUDA card ("cuda:0", ...), or the one CPU; "0,1" are cards; "cpu,cpu" are two
-    engines on the CPU ("cpu:0", "cpu:1"). Raises DeviceUnavailable.
+    engines on the CPU ("cpu:0", "cpu:1"). Raises SettingsError where the two do not fit, and
+    DeviceUnavailable where the machine lacks what is asked for.
     """
-    asked = ["cpu"] if devices == "all" and profile.device == "cpu" else _listed(devices)
+    asked = _asked(profile, devices)
     if profile.device == "cpu":
-        if any(device != "cpu" for device in asked):
-            raise DeviceUnavailable(
-                f"The {profile.name} profile computes on the CPU, and devices is {devices!r}. "
-                "Set devices to cpu, or leave it out."
-            )
         return asked if len(asked) == 1 else [f"cpu:{number}" for number in range(len(asked))]
     return _cards(profile, asked)
+
+
+def require_fitting(profile: SpeedProfile, devices: str, loras: Loras) -> None:
+    """Raises SettingsError for settings that no machine could run. Looks at no device and no file."""
+    _asked(profile, devices)
+    refuse_loras_that_fit_nothing(profile, loras)
+
+
+def _asked(profile: SpeedProfile, devices: str) -> list[str]:
+    asked = ["cpu"] if devices == "all" and profile.device == "cpu" else _listed(devices)
+    if profile.device == "cpu" and any(device != "cpu" for device in asked):
+        raise SettingsError(
+            f"The {profile.name} profile computes on the CPU, and devices is {devices!r}. "
+            "Set devices to cpu, or leave it out."
+        )
+    if profile.device == "cuda" and "cpu" in asked:
+        raise SettingsError(_needs_cuda(profile, "devices names the CPU"))
+    return asked
+
+
+def _needs_cuda(profile: SpeedProfile, found: str) -> str:
+    return (
+        f"The {profile.name} profile needs a CUDA device, and {found}. To try the server without "
+        "one, choose --profile tiny: it runs on any CPU and paints abstract pictures."
+    )
 
 
 def _listed(devices: str) -> list[str]:
     asked = [device.strip() for device in devices.split(",")]
     if ("all" in asked and len(asked) > 1) or not all(_is_a_device(device) for device in asked):
-        raise DeviceUnavailable(
+        raise SettingsError(
             f"devices is {devices!r}. Set it to all, to cpu, or to numbers of GPUs such as 0 or 0,1."
         )
     return asked
@@ -94,13 +122,9 @@ def _is_a_device(name: str) -> bool:
 
 
 def _cards(profile: SpeedProfile, asked: list[str]) -> list[str]:
-    count = 0 if "cpu" in asked else _cuda_count()
+    count = _cuda_count()
     if count == 0:
-        found = "devices names the CPU" if "cpu" in asked else "no CUDA device was found"
-        raise DeviceUnavailable(
-            f"The {profile.name} profile needs a CUDA device, and {found}. To try the server without "
-            "one, choose --profile tiny: it runs on any CPU and paints abstract pictures."
-        )
+        raise DeviceUnavailable(_needs_cuda(profile, "no CUDA device was found"))
     numbers = list(range(count)) if asked == ["all"] else [int(device) for device in asked]
     if absent := [number for number in numbers if number >= count]:
         raise DeviceUnavailable(
@@ -108,7 +132,7 @@ def _cards(profile: SpeedProfile, asked: list[str]) -> list[str]:
             "Set devices to all, or to numbers of GPUs that are there."
         )
     if len(set(numbers)) < len(numbers):
-        raise DeviceUnavailable("devices names a GPU twice: one engine fills it. Name each GPU once.")
+        raise SettingsError("devices names a GPU twice: one engine fills it. Name each GPU once.")
     return [f"cuda:{number}" for number in numbers]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pulid.errors import WeightsMissing
 from pulid.profiles import SpeedProfile
+from server.settings import SettingsError
 from weights.errors import WeightsError
 from weights.manifest import Checkpoint, Choice, needed
 from weights.paths import present_or_default
@@ -38,15 +39,20 @@ def require_checkpoints(checkpoints: Sequence[Checkpoint], home: Path) -> None:
 
 
 def require_loras(profile: SpeedProfile, loras: Loras) -> None:
-    """Raises WeightsMissing. Whether the keys fit the transformer is seen when they are merged."""
-    if loras and not needed(Choice(), profile.name):
-        raise WeightsMissing(
-            f"The profile {profile.name} has small random weights that no LoRA file fits. Leave lora out, or "
-            "choose another profile."
-        )
+    """Raises SettingsError or WeightsMissing. Whether the keys fit is seen when they are merged."""
+    refuse_loras_that_fit_nothing(profile, loras)
     problems = [problem for path, _ in loras if (problem := _why_unreadable(path))]
     if problems:
         raise WeightsMissing(" ".join(problems) + " Correct the setting lora, or fetch the file again.")
+
+
+def refuse_loras_that_fit_nothing(profile: SpeedProfile, loras: Loras) -> None:
+    """Raises SettingsError where the profile has no published transformer."""
+    if loras and not needed(Choice(), profile.name):
+        raise SettingsError(
+            f"The profile {profile.name} has small random weights that no LoRA file fits. Leave lora out, or "
+            "choose another profile."
+        )
 
 
 def _why_unreadable(path: Path) -> str:

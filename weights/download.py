@@ -20,7 +20,7 @@ from pathlib import Path, PurePath
 from typing import Protocol, TypeVar
 
 from weights import lock
-from weights.errors import FetchFailed, NotEnoughRoom, WrongFile
+from weights.errors import FetchFailed, NotEnoughRoom, TryLater, WrongFile
 from weights.lock import LockEntry
 from weights.manifest import Checkpoint, WeightFile
 from weights.plan import Item, plan, prove
@@ -111,7 +111,7 @@ def _offered(item: Item, home: Path) -> Download:
     remote = ask(item.file.source)
     size = item.file.size or remote.size
     if size is None:
-        raise FetchFailed(
+        raise TryLater(
             f"{item.file.source.address}: its server does not say how large it is. Try again later, or bring "
             "the file with `flux-pulid weights import DIR`."
         )

@@ -23,6 +23,10 @@ class FetchFailed(WeightsError):
     """A download did not come to its end. Trying again goes on where it stopped."""
 
 
+class TryLater(FetchFailed):
+    """Nothing has to be changed here: the same command may succeed in a while."""
+
+
 class AccessDenied(FetchFailed):
     """The Hub wants a token, or a licence accepted."""
 
@@ -31,5 +35,5 @@ class NotEnoughRoom(FetchFailed):
     """The disk cannot hold what would be fetched; nothing was."""
 
 
-class FetchInProgress(FetchFailed):
+class FetchInProgress(TryLater):
     """Another process is fetching into the same folder."""

@@ -20,7 +20,7 @@ from huggingface_hub import constants, get_hf_file_metadata, get_session, get_to
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
-from weights.errors import AccessDenied, FetchFailed
+from weights.errors import AccessDenied, FetchFailed, TryLater
 from weights.manifest import HubFile, ReleaseFile
 
 constants.HF_HUB_DISABLE_TELEMETRY = True  # else each process begins by asking the Hub for one file more
@@ -33,7 +33,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _TRANSPORT_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
 
 
-class Interrupted(FetchFailed):
+class Interrupted(TryLater):
     """It may go on at the next try."""
 
 

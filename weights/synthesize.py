@@ -110,9 +110,10 @@ def synthesize(
     Refuses a folder that holds anything else, so that random and real weights are never mixed.
     Raises WeightsError. A file appears whole, or not at all.
     """
+    _refuse_strangers(home)  # before the lock, whose file would be one thing more in a folder of others
     with lock.fetching(home):
+        _refuse_strangers(home)
         entries = lock.read(home)
-        _refuse_strangers(home, entries)
         files = [file for checkpoint in checkpoints for file in new_files(checkpoint, tables, seed)]
         files = [file for file in files if not _is_there(file, home, entries)]
         _require_room(files, home)
@@ -133,11 +134,12 @@ def total_size(checkpoints: Iterable[Checkpoint], *, tables: Tables = table) -> 
 # ---- the folder ----
 
 
-def _refuse_strangers(home: Path, entries: Mapping[str, LockEntry]) -> None:
-    """Converted copies of our own pickles are ours."""
-    ours = {path for path, entry in entries.items() if entry.source == lock.SYNTHESIZED}
+def _refuse_strangers(home: Path) -> None:
+    """Copies converted from our pickles are ours. Files are listed before entries, which come first."""
+    found = sorted(home.rglob("*"))
+    ours = {path for path, entry in lock.read(home).items() if entry.source == lock.SYNTHESIZED}
     ours |= {converted_path(Path(path)).as_posix() for path in ours} | {lock.NAME, NOTE}
-    for path in sorted(home.rglob("*")):
+    for path in found:
         name = path.relative_to(home)
         is_hidden = any(part.startswith(".") for part in name.parts)
         if path.is_file() and not is_hidden and name.as_posix() not in ours:

@@ -54,6 +54,10 @@ class Problem:
     def __str__(self) -> str:
         return f"{self.file} {self.what}. {self.remedy}"
 
+    def name_in(self, home: Path) -> str:
+        """As it is called below the weights folder."""
+        return self.file.relative_to(home).as_posix()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
@@ -126,12 +130,17 @@ def check_thoroughly(
 def require(checkpoints: Sequence[Checkpoint], home: Path, *, tables: Tables = table) -> None:
     """Raises FilesMissing or WrongFile, naming every file in which the quick check finds a problem."""
     problems = check_quickly(checkpoints, home, tables=tables)
-    missing = [str(problem.file) for problem in problems if problem.remedy == FETCH]
-    texts = [str(problem) for problem in problems if problem.remedy != FETCH]
+    missing = [problem.name_in(home) for problem in problems if problem.remedy == FETCH]
+    texts = [
+        f"{problem.name_in(home)} {problem.what}. {problem.remedy}"
+        for problem in problems
+        if problem.remedy != FETCH
+    ]
     if missing:
         texts.append(f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing. {FETCH}")
     if problems:
-        raise (FilesMissing if all(p.is_missing for p in problems) else WrongFile)(" ".join(texts))
+        kind = FilesMissing if all(problem.is_missing for problem in problems) else WrongFile
+        raise kind(f"In the weights folder {home}: {' '.join(texts)}")
 
 
 def held_of(checkpoint: Checkpoint, home: Path, entries: Mapping[str, LockEntry]) -> list[Held]:

@@ -43,6 +43,7 @@ Form = Literal["bytes", "json"]
 
 _FORMS: dict[str | None, Form] = {"bytes": "bytes", "json": "json"}
 _FORMATS = {content_type: name for name, content_type in CONTENT_TYPES.items()}
+_KINDS = sorted(_FORMATS, key=lambda kind: _FORMATS[kind] != "webp")  # the default first
 
 _HEADERS = {
     "x-request-id": "Own id of this call; on every answer.",
@@ -52,13 +53,13 @@ _HEADERS = {
     "x-seed-value": "Seed of the first picture.",
     "x-output-metadata": 'JSON: {"height", "width", "samples"}, real pixels.',
     "x-flux-pulid-notice": "Only where the profile has something to say about its pictures.",
-    "link": 'With several pictures and the body as bytes: <url>; rel="item" for each of them.',
+    "link": 'With several pictures and the body as bytes: `<url>; rel="item"` for each of them.',
 }
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The (first) picture, or JSON with all of them.",
         "content": {
-            **{kind: {"schema": {"type": "string", "format": "binary"}} for kind in CONTENT_TYPES.values()},
+            **{kind: {"schema": {"type": "string", "format": "binary"}} for kind in _KINDS},
             "application/json": {"schema": Base64Answer.model_json_schema()},
         },
         "headers": {

@@ -112,7 +112,12 @@ async def job_status(
 
 
 @router.get("/v2/requests/{request_id}", response_class=Response, responses=_RESULT)
-@router.get("/v1/requests/{request_id}", response_class=Response, responses=_RESULT)
+@router.get(
+    "/v1/requests/{request_id}",
+    response_class=Response,
+    responses=_RESULT,
+    summary="Job Result, at the Address of v1",
+)
 async def job_result(
     request_id: JobId, service: ServiceDep, settings: SettingsDep, key: KeyDep, links: LinksDep
 ) -> Response:

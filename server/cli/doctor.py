@@ -18,6 +18,7 @@ from typing import Annotated
 
 import typer
 
+from pulid.engine import RgbImage
 from pulid.errors import SetupError
 from pulid.profiles import SpeedProfile
 from server.app import devices_of, engine_factory
@@ -73,11 +74,13 @@ def doctor(
         settings = load_settings(flags=used(given), config=config).settings
         if generate and photo is None:
             raise SettingsError("--generate needs --photo FILE: a photo with one clear, front-facing face.")
+        # Before the checks, which take seconds.
+        person = read_photo(photo, settings, flag="--photo") if generate and photo is not None else None
         findings = [*thorough(settings), check_port(settings)]
         if not as_json:
             show(findings)
-        if generate and photo is not None and worst(findings) != "fault":
-            painted = paint_sample(settings, photo, out, min_likeness)
+        if person is not None and worst(findings) != "fault":
+            painted = paint_sample(settings, person, out, min_likeness)
             findings += painted
             if not as_json:
                 show(painted)
@@ -127,10 +130,9 @@ def _counted(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
-def paint_sample(settings: Settings, photo: str, out: Path, floor: float) -> list[Finding]:
+def paint_sample(settings: Settings, id_image: RgbImage, out: Path, floor: float) -> list[Finding]:
     """Paint the sample with the person of the photo, write it to `out`, and compare the faces."""
-    wire = checked_parameters({"main_face_image": photo or "-", **SAMPLE}, out, settings)
-    id_image = read_photo(photo, settings)
+    wire = checked_parameters({"main_face_image": "-", **SAMPLE}, out, settings)  # the photo is read apart
     typer.echo("Loading the engine ...", err=True)
     started = time.monotonic()
     engine = engine_factory(settings, show_loading)(devices_of(settings)[0])

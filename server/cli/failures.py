@@ -1,6 +1,7 @@
 """How a command ends when something is wrong: one message on standard error, no traceback.
 
-Exit codes: 2 the input or a model file is wrong, 1 anything else, 130 stopped by Ctrl-C.
+Exit codes: 2 the input, the settings or a model file must be changed first, 1 anything else, so also
+what trying again later may cure, 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import typer
 
 from pulid.errors import BadRequest, PulidError
 from server.settings import SettingsError
-from weights.errors import WeightsError
+from weights.errors import TryLater, WeightsError
 
 BAD_INPUT = 2
 FAILED = 1
@@ -24,12 +25,11 @@ def clean_exit() -> Iterator[None]:
     """Turn our own errors and Ctrl-C into an exit code. Anything else is a bug and shows itself."""
     try:
         yield
-    except (BadRequest, SettingsError, WeightsError) as exc:
+    except (PulidError, WeightsError) as exc:
+        is_input = isinstance(exc, BadRequest | SettingsError | WeightsError)
         typer.echo(f"Error: {exc}", err=True)
-        raise typer.Exit(BAD_INPUT) from exc
-    except PulidError as exc:
-        typer.echo(f"Error: {exc}", err=True)
-        raise typer.Exit(FAILED) from exc
+        code = BAD_INPUT if is_input and not isinstance(exc, TryLater) else FAILED
+        raise typer.Exit(code) from exc
     except KeyboardInterrupt as exc:
         typer.echo("Stopped.", err=True)
         raise typer.Exit(INTERRUPTED) from exc

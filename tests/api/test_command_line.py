@@ -17,8 +17,9 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+import server
 from fakes import PATIENCE_S, ScriptedEngine, colour_of
-from pulid.errors import EngineFailed, NoFaceFound
+from pulid.errors import DeviceUnavailable, EngineFailed, NoFaceFound, WeightsMissing
 from pulid.profiles import PROFILES
 from server.api.v1_schemas import FluxPulidRequest
 from server.cli.main import app
@@ -222,7 +223,24 @@ def test_every_parameter_and_every_setting_has_a_flag():
     assert "a whole number from 256 to 1536. Default: 896." in parameters
 
 
+def test_the_program_tells_its_version():
+    done = run("--version")
+    assert (done.exit_code, done.stdout) == (0, f"flux-pulid {server.__version__}\n")
+
+
 # serve
+
+
+@pytest.mark.parametrize("kind", [DeviceUnavailable, WeightsMissing])
+def test_a_start_without_what_it_needs_names_the_command_that_lists_it(kind, tmp_path):
+    def no_app(*args, **kwargs):
+        raise kind("It is not there.")
+
+    flags = ["serve", "--profile", "tiny", "--port", "0", "--data-dir", str(tmp_path)]
+    done = CliRunner().invoke(app, flags, obj=no_app)
+    assert done.exit_code == 1
+    said = "Error: It is not there. `flux-pulid doctor` lists everything that is missing."
+    assert done.stderr.splitlines() == [said]
 
 
 def test_print_settings_shows_values_and_places_and_ends(tmp_path):
@@ -276,7 +294,7 @@ def test_serve_says_that_its_port_is_taken():
         port = taken.getsockname()[1]
         done = run("serve", "--port", port)
     assert done.exit_code == 1
-    assert f"Cannot listen on 127.0.0.1, port {port}" in done.stderr
+    assert f"Cannot listen on 127.0.0.1, port {port}: Address already in use. Choose" in done.stderr
 
 
 def process(*arguments):
@@ -293,7 +311,7 @@ def process(*arguments):
 def test_serve_ends_with_a_message_when_its_engine_cannot_be_made():
     with process("serve", "--profile", "exact", "--devices", "cpu", "--port", "0") as server:
         stdout, stderr = server.communicate(timeout=PATIENCE_S)
-    assert server.returncode == 1
+    assert server.returncode == 2
     assert "Ready" not in stdout
     assert "--profile tiny" in stderr.splitlines()[-1]
     assert "Traceback" not in stderr

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import re
 import socket
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from pulid.errors import SetupError
+from pulid.errors import WeightsMissing
 from pulid.profiles import PROFILES
 from server.checks.examination import quick, warnings_at_start
 from server.cli import doctor
@@ -70,13 +71,14 @@ def test_the_lines_fit_the_terminal(monkeypatch):
 
 
 def test_for_programs_there_is_one_json_document():
-    done = examine(*TINY, "--json", "--lora", "film.safetensors")
+    data_dir = Path(os.devnull) / "data"
+    done = examine(*TINY, "--json", "--data-dir", data_dir)
     report = json.loads(done.stdout)
     assert done.exit_code == 1
     assert (report["profile"], report["state"]) == ("tiny", "fault")
     (finding,) = [finding for finding in report["findings"] if finding["state"] == "fault"]
-    assert finding["check"] == "lora"
-    assert "no LoRA file fits" in finding["text"]
+    assert finding["check"] == "data"
+    assert str(data_dir) in finding["text"]
 
 
 def test_settings_come_from_the_same_places_as_for_serve(monkeypatch, tmp_path):
@@ -94,6 +96,22 @@ def test_wrong_settings_are_bad_input():
     done = examine("--port", "x")
     assert done.exit_code == 2
     assert done.stderr.startswith("Error: port = 'x'")
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--profile", "exact", "--devices", "cpu"], "needs a CUDA device, and devices names the CPU"),
+        ([*TINY, "--devices", "0"], "computes on the CPU"),
+        ([*TINY, "--lora", "film.safetensors"], "no LoRA file fits"),
+    ],
+)
+@pytest.mark.parametrize("command", ["doctor", "serve"])
+def test_settings_that_do_not_fit_each_other_are_bad_input(command, flags, words, tmp_path):
+    done = CliRunner().invoke(app, [command, *flags, "--data-dir", str(tmp_path)])
+    assert done.exit_code == 2, done.output
+    assert words in done.stderr
     assert done.stdout == ""
 
 
@@ -149,12 +167,14 @@ def test_it_needs_a_photo_to_paint():
 def test_a_photo_that_cannot_be_read_is_bad_input(small_sample, tmp_path):
     done = examine(*TINY, "--generate", "--photo", tmp_path / "none.jpg", "--out", tmp_path / "a.webp")
     assert done.exit_code == 2
-    assert "cannot be read" in done.stderr
+    assert done.stderr.startswith(f"Error: The photo --photo {tmp_path / 'none.jpg'} cannot be read")
+    assert done.stdout == "", "before the checks, which take seconds"
 
 
 def test_with_faults_nothing_is_painted(small_sample, tmp_path):
     out = tmp_path / "a.webp"
-    done = examine(*TINY, "--lora", "x.safetensors", "--generate", "--photo", FACE, "--out", out)
+    faulty = [*TINY, "--data-dir", Path(os.devnull) / "data"]
+    done = examine(*faulty, "--generate", "--photo", FACE, "--out", out)
     assert done.exit_code == 1
     assert "likeness" not in states_of(done)
     assert not out.exists()
@@ -202,21 +222,21 @@ def test_the_quick_checks_are_the_doctors_own(tmp_path):
 def test_a_start_hears_every_fault_at_once_and_else_the_warnings(tmp_path):
     taken = DataDir(tmp_path)
     taken.open()
-    with pytest.raises(SetupError) as caught:
-        warnings_at_start(Settings(profile="tiny", data_dir=tmp_path, lora="x.safetensors"))
+    with pytest.raises(WeightsMissing) as caught:
+        warnings_at_start(Settings(data_dir=tmp_path, weights_dir=tmp_path / "none"))
     taken.close()
-    assert [line.partition(" ")[0] for line in str(caught.value).splitlines()] == ["The", "Another"]
+    assert [line.partition(" ")[0] for line in str(caught.value).splitlines()] == ["In", "Another"]
     open_to_all = Settings(profile="tiny", data_dir=tmp_path, host="192.168.1.5", auth="none")
     assert [text for text in warnings_at_start(open_to_all) if "whoever reaches the port" in text]
 
 
 def test_a_fault_ends_serve_with_the_doctors_words(tmp_path):
-    faulty = [*TINY, "--data-dir", tmp_path, "--lora", "film.safetensors"]
+    faulty = [*TINY, "--data-dir", Path(os.devnull) / "data"]
     done = CliRunner().invoke(app, ["serve", *map(str, faulty)])
     told = {
         finding["check"]: finding["text"]
         for finding in json.loads(examine(*faulty, "--json").stdout)["findings"]
     }
     assert done.exit_code == 1
-    assert done.stderr.strip() == f"Error: {told['lora']}"
+    assert done.stderr.strip() == f"Error: {told['data']}"
     assert "Listening" not in done.stdout

@@ -73,12 +73,17 @@ def test_the_example_is_a_valid_request(operation):
 def test_every_answer_of_v1_is_described(operation):
     statuses = {"200", "400", "401", "406", "409", "413", "429", "500", "503", "504"}
     assert set(operation["responses"]) == statuses
-    assert set(operation["responses"]["200"]["content"]) == {
-        "image/webp",
-        "image/png",
-        "image/jpeg",
-        "application/json",
-    }
+    content = list(operation["responses"]["200"]["content"])
+    assert content[0] == "image/webp", "the first is what documents show, so it is the default"
+    assert set(content) == {"image/webp", "image/png", "image/jpeg", "application/json"}
+    assert "`<url>;" in operation["responses"]["200"]["headers"]["link"]["description"]
+
+
+def test_no_two_operations_have_one_summary(document):
+    summaries = [
+        operation["summary"] for operations in document["paths"].values() for operation in operations.values()
+    ]
+    assert len(set(summaries)) == len(summaries)
 
 
 def test_both_submits_take_the_same_body(document, operation):

@@ -1,7 +1,9 @@
 """`flux-pulid weights list` and `fetch` as an operator sees them."""
 
 import json
+import socket
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 from typer.testing import CliRunner
@@ -135,6 +137,41 @@ def test_a_dry_run_tells_what_is_to_go_and_what_is_to_be_checked(hub, home, weig
     said = weights("fetch", "--dry-run").stdout
     assert "11.7 kB to go" in said
     assert any(line.split() == ["check", "eva.pt"] for line in said.splitlines())
+
+
+def test_a_dry_run_without_network_shows_the_plan_then_why_no_more_is_known(
+    hub, home, weights, knows, monkeypatch
+):
+    knows(published(hub, "ae", {"ae.safetensors": safetensors()}))
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{closed.getsockname()[1]}")
+    done = weights("fetch", "--dry-run")
+    assert done.exit_code == 1
+    assert done.stdout.splitlines()[0].split()[::3] == ["fetch", "ae.safetensors"]
+    assert f"would be fetched to {home}" in done.stdout
+    assert "cannot be reached" in done.stderr
+    assert not home.exists()
+
+
+def test_what_trying_again_may_cure_is_exit_code_1(hub, home, weights, knows):
+    """A refusal that a person must answer is 2: the tests above."""
+    knows(published(hub, "ae", {"ae.safetensors": safetensors()}))
+    with lock.fetching(home):
+        assert weights("fetch").exit_code == 1
+
+
+def test_what_no_profile_of_this_version_reads_is_marked_and_not_fetched(hub, home, weights, knows):
+    fp8 = published(hub, "fp8", {"fp8.safetensors": safetensors()})
+    knows(replace(fp8, profiles=("fp8",)), published(hub, "ae", {"ae.safetensors": safetensors()}))
+    refused = weights("fetch", "fp8")
+    assert refused.exit_code == 2
+    assert "no profile of this version reads it" in refused.stderr
+    assert not home.exists()
+    lines = weights("list").stdout.splitlines()
+    assert lines[1].split()[:2] == ["-", "fp8"]
+    assert lines[-1] == "- is for a profile that does not exist yet: no profile of this version reads it."
+    listed = json.loads(weights("list", "--json").stdout)["checkpoints"]
+    assert [row["read_by"] for row in listed] == [[], ["exact"]]
 
 
 def test_a_person_s_word_is_given_by_name(hub, home, weights, knows):

@@ -317,7 +317,7 @@ def test_a_folder_with_other_files_is_refused_and_left_as_it_is(tmp_path, name):
     with pytest.raises(WeightsError, match=rf"{name} was not made by this command"):
         make(tmp_path, [named("clip-l")])
     assert (tmp_path / name).read_bytes() == b"real"
-    assert not (tmp_path / "FLUX.1-dev/text_encoder").exists()
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / name]
 
 
 def test_copies_that_convert_made_of_synthesized_pickles_are_no_strangers(home, tmp_path):
@@ -383,10 +383,17 @@ def test_the_command_writes_the_checkpoints_that_it_is_told_and_says_where(tmp_p
     home = tmp_path / "random"
     done = run("--only=clip-tokenizer", "--only=t5-tokenizer", f"--weights-dir={home}")
     assert done.exit_code == 0
-    assert f"Wrote 8 files to {home}. `flux-pulid serve --weights-dir {home}` loads them." in done.stdout
+    assert done.stdout == f"Wrote 8 files to {home}.\n", "too little for serve"
     assert "writing  FLUX.1-dev/tokenizer/vocab.json" in done.stderr
     assert check_quickly([named("clip-tokenizer"), named("t5-tokenizer")], home) == []
     assert "All files are there already" in run("--only=clip-tokenizer", f"--weights-dir={home}").stdout
+
+
+def test_the_command_says_what_loads_a_whole_set(home, monkeypatch):
+    monkeypatch.setattr("weights.synthesize.synthesize", lambda *args, **options: [])
+    done = run("--only=clip-tokenizer", f"--weights-dir={home}")
+    said = f"All files are there already, in {home}. `flux-pulid serve --weights-dir {home}` loads them.\n"
+    assert done.stdout == said
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,8 @@ def test_what_is_required_is_told_in_one_paragraph(copy):
     with pytest.raises(FilesMissing) as caught:
         require(checkpoints, home, tables=small_weights.tables)
     assert str(caught.value) == (
-        f"{home}/pulid_flux_v0.9.1.safetensors, {home}/FLUX.1-dev/ae.safetensors are missing. {FETCH}"
+        f"In the weights folder {home}: pulid_flux_v0.9.1.safetensors, "
+        f"FLUX.1-dev/ae.safetensors are missing. {FETCH}"
     )
     (home / "parsing_bisenet.pth").write_bytes(b"<html>")
     with pytest.raises(WrongFile, match=r"parsing_bisenet\.pth is a web page.* are missing\. Run"):

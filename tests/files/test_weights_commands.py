@@ -54,7 +54,9 @@ def adopted(weights, stranger):
 def test_verify_tells_what_is_missing_and_fails(weights):
     code, output = weights("verify", "ae", "bisenet", "--quick")
     assert code == 1
-    assert f"{weights.home}/FLUX.1-dev/ae.safetensors is missing. Run `flux-pulid weights fetch`" in output
+    told = output.partition("Missing. Run `flux-pulid weights fetch`")[2].splitlines()
+    assert told[1:3] == ["  FLUX.1-dev/ae.safetensors", f"  {NAME}"]
+    assert output.count("weights fetch") == 1
     assert output.endswith(f"2 problems in {weights.home}.\n")
     assert not weights.home.exists()
 
@@ -67,7 +69,7 @@ def test_verify_without_names_looks_at_what_the_profile_needs(weights):
     checkpoints = {row["checkpoint"] for row in answer["files"]}
     assert {"flux1-dev", "pulid-v0.9.0", "antelopev2"} <= checkpoints
     assert "pulid-v0.9.1" not in checkpoints
-    assert {row["result"] for row in answer["files"]} == {"wrong"}
+    assert {(row["result"], row["size"]) for row in answer["files"]} == {("missing", None)}
     assert len(answer["problems"]) == 11  # a checkpoint each
     assert all(problem["what"] == "is missing" for problem in answer["problems"])
 
@@ -95,6 +97,7 @@ def test_verify_finds_a_changed_file(adopted):
     code, output = adopted("verify", "bisenet")
     assert code == 1
     assert "Delete it and run `flux-pulid weights fetch`." in output
+    assert json.loads(adopted("verify", "bisenet", "--json")[1])["files"][0]["result"] == "wrong"
 
 
 def test_verify_writes_nothing(adopted):

@@ -195,3 +195,14 @@ def test_without_keys_all_callers_share_one_budget(walled):
 
 def test_without_a_limit_no_header_speaks_of_one(walled):
     assert not [name for name in walled().post("/paint").headers if name.startswith("x-rate-limit")]
+
+
+def test_the_texts_speak_of_a_key_only_where_there_is_one():
+    limiter = RateLimiter(1)
+    for key, who in (("alice", "This API key"), ("", "Callers")):
+        limiter.take(key)
+        with pytest.raises(RateLimited, match=f"{who} may submit 1 jobs a minute"):
+            limiter.take(key)
+        budget = Budget(per_minute=0, concurrency=1, unfinished_of=lambda key: 1)
+        with pytest.raises(RateLimited, match=f"{who} may have 1 unfinished jobs"):
+            budget.spend(key)
