@@ -3,30 +3,32 @@
 A row is one picture in the making (or its negative twin, under true CFG). Rows of one request are
 stepped together; rows of different requests only where the profile allows it, and only when their
 pictures and texts have the same size. Knows no model and no face; predicts nothing.
+A request with regions, several people or photos side by side always steps alone.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from pulid.engine import GenerationRequest
+from pulid.engine import FaceEmbedding, GenerationRequest
 from pulid.flux import sampling
 from pulid.flux.latents import token_grid
 from pulid.flux.text import TextFeatures
 from pulid.identity.attention import PreparedIdentity
+from pulid.identity.people import PlacedIdentity, seen_together
 
 
 @dataclass(slots=True, kw_only=True)
 class Branch:
-    """What a request's rows are conditioned on: its prompt and face, or their negative."""
+    """What a request's rows are conditioned on: its prompt and people, or their negative."""
 
     text: TextFeatures
-    identity: PreparedIdentity | None
+    people: tuple[PlacedIdentity, ...] = ()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -40,8 +42,13 @@ class Flight:
     times: Sequence[float]  # num_steps + 1, from 1 to 0
     positive: Branch
     negative: Branch | None  # None: true CFG is off
+    steps_alone: bool = False  # never beside rows of other requests
+    reference_faces: tuple[FaceEmbedding, ...] = ()  # for the result
     step: int = 0  # steps done
     timings: dict[str, float] = field(default_factory=dict)
+    is_watched: bool = False  # whether `predicted_latents` is kept
+    predicted_latents: Tensor | None = None  # where the velocity of the last step leads to
+    on_step_end: Callable[[Flight], None] | None = None  # may change the latents
 
     @property
     def is_done(self) -> bool:
@@ -51,10 +58,6 @@ class Flight:
     def shape(self) -> tuple[int, int, int]:
         """Rows and columns of image tokens, and text tokens: what rows must share to share a step."""
         return (*token_grid(self.request.height, self.request.width), self.request.max_sequence_length)
-
-    @property
-    def sees_identity(self) -> bool:
-        return self.step >= self.request.start_step
 
     def branches(self) -> list[Branch]:
         """The branches of the coming step: one, or two from the step at which true CFG starts."""
@@ -66,10 +69,14 @@ class Flight:
         predicted, *negative = velocity.chunk(len(self.branches()))
         if negative:
             predicted = sampling.guide(predicted, negative[0], self.request.true_cfg)
-        self.latents = sampling.euler_step(
-            self.latents, predicted, self.times[self.step], self.times[self.step + 1]
+        t_now, t_next = self.times[self.step], self.times[self.step + 1]
+        self.predicted_latents = (
+            sampling.euler_step(self.latents, predicted, t_now, 0.0) if self.is_watched else None
         )
+        self.latents = sampling.euler_step(self.latents, predicted, t_now, t_next)
         self.step += 1
+        if self.on_step_end is not None:
+            self.on_step_end(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +107,7 @@ def step_input(flights: Sequence[Flight]) -> StepInput:
         timestep=per_row([flight.times[flight.step] for flight, _, _ in runs]),
         guidance=per_row([flight.request.guidance for flight, _, _ in runs]),
         identity=_side_by_side(
-            [(branch.identity if flight.sees_identity else None, count) for flight, branch, count in runs]
+            [(seen_together(branch.people, flight.step), count) for flight, branch, count in runs]
         ),
     )
 
@@ -131,6 +138,13 @@ class Batch:
         """Pictures in the making."""
         return sum(len(flight.seeds) for flight in self._flights)
 
+    def flight(self, job_id: str) -> Flight:
+        """Raises KeyError when there is none."""
+        for flight in self._flights:
+            if flight.job_id == job_id:
+                return flight
+        raise KeyError(job_id)
+
     def join(self, flight: Flight) -> None:
         self._flights.append(flight)
 
@@ -144,8 +158,8 @@ class Batch:
             return []
         first = self._flights[0]
         group = [first]
-        if self._shares_steps:
-            group = [flight for flight in self._flights if flight.shape == first.shape]
+        if self._shares_steps and not first.steps_alone:
+            group = [f for f in self._flights if f.shape == first.shape and not f.steps_alone]
         for flight in group:
             self._flights.remove(flight)
             self._flights.append(flight)

@@ -23,9 +23,9 @@ def device_faults_named(call: Call) -> Call:
     """Let the device's errors leave a function as OutOfMemory or DeviceLost, and others as they are."""
 
     @functools.wraps(call)
-    def named(*args: Any) -> Any:
+    def named(*args: Any, **kwargs: Any) -> Any:
         try:
-            return call(*args)
+            return call(*args, **kwargs)
         except torch.OutOfMemoryError:
             pass  # answered below, outside this frame: the traceback would keep the tensors alive
         except RuntimeError as exc:

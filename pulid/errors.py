@@ -3,7 +3,9 @@
 PulidError
 ├── BadRequest              the caller can fix it; costs nothing
 │   ├── NoFaceFound
-│   └── ImageRejected
+│   ├── SeveralFaces
+│   ├── ImageRejected
+│   └── IdentityRejected    an identity file is broken, or of another checkpoint
 ├── Busy                    try again later
 ├── OutOfMemory             this request is too large for the device right now
 ├── EngineFailed            our fault
@@ -42,8 +44,16 @@ class NoFaceFound(BadRequest):
         )
 
 
+class SeveralFaces(BadRequest):
+    code = "several_faces"
+
+
 class ImageRejected(BadRequest):
     code = "image_rejected"
+
+
+class IdentityRejected(BadRequest):
+    code = "identity_rejected"
 
 
 class Busy(PulidError):

@@ -102,7 +102,8 @@ def load_engine(
         ) from None
     engine = PulidFluxEngine(parts, profile, target)
     if applied:
-        engine.info = replace(engine.info, details={"loras": ", ".join(map(str, applied))})
+        details = {**engine.info.details, "loras": ", ".join(map(str, applied))}
+        engine.info = replace(engine.info, details=details)
     return engine
 
 

@@ -1,18 +1,17 @@
-"""The engine: a photo of a face and a prompt in, pictures of that person out. Read this file first.
+"""The engine: photos of faces and a prompt in, pictures of those people out. Read this file first.
 
-    prepare photo -> face -> identity tokens;  prompt -> text
-    admit   identity tokens -> folded identity;  seed -> noise
+    prepare photos -> faces -> identity tokens;  prompt -> text
+    admit   identity tokens -> folded identities, each in its place;  seed -> noise
     step    one denoising step for whoever's turn it is
     finish  latents -> pixels
 
-Implements `pulid.engine.Engine`. Knows no HTTP, no files, no queue; one thread drives it, and
-`prepare` may run in another beside the steps. Errors of the device leave it as OutOfMemory or
+Implements `pulid.engine.Engine`. Knows no HTTP, no files, no queue; one thread drives it, and what
+only reads may run in others beside the steps. Errors of the device leave it as OutOfMemory or
 DeviceLost, so that nobody outside needs torch to tell them apart.
 """
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -26,33 +25,45 @@ from pulid.batch import Batch, Branch, Flight, step_input
 from pulid.cache import LruCache
 from pulid.device_faults import device_faults_named, out_of_memory
 from pulid.engine import (
+    LARGEST_FACE,
     EngineInfo,
+    FaceChoice,
+    FaceEmbedding,
+    FaceFound,
+    Fusion,
     GenerationRequest,
     GenerationResult,
+    Person,
     PreparedRequest,
     RgbImage,
     StepEvent,
 )
 from pulid.errors import Busy
 from pulid.flux import latents, sampling
+from pulid.flux.preview import LatentPreview
 from pulid.flux.text import TextFeatures
 from pulid.flux.transformer import IdentityFlux, Rotary
-from pulid.identity.attention import FORMS, IdentityAttention, PreparedIdentity
+from pulid.identity.attention import FORMS, IdentityAttention, PreparedIdentity, ReferenceIdentity
 from pulid.identity.encoder import IdentityEncoder
+from pulid.identity.likeness import similarities
+from pulid.identity.people import Identity, PlacedIdentity, like_nobody, place
+from pulid.identity.reader import IdentityReader, check_people
 from pulid.parts import Parts
 from pulid.profiles import SpeedProfile
 
 MAX_ROWS = 16  # pictures in flight on one device
-CACHED_IDENTITIES = 64  # at full size 128 KiB each
+# From here on (four photos side by side) a folded identity costs more than keys and values made anew
+# in each step; its 6 MiB a block and photo would fill the device, too.
+MAX_FOLDED_TOKENS = 128
 CACHED_ROTARY_TABLES = 8  # at full size up to 10 MiB each
 SEED_RANGE = 2**63
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conditioning:
-    """What a photo and a prompt have become, before the identity is folded for one request."""
+    """What photos and a prompt have become, before the identities are folded for one request."""
 
-    id_tokens: Tensor | None  # (1, 32, 2048); None paints without an identity
+    people: tuple[tuple[Person, Identity], ...]
     text: TextFeatures
     unconditional: Tensor | None  # identity tokens of nobody, for the negative branch
     negative_text: TextFeatures | None  # None: true CFG is off
@@ -62,7 +73,6 @@ class PulidFluxEngine:
     """PuLID-FLUX on one device."""
 
     def __init__(self, parts: Parts, profile: SpeedProfile, device: torch.device) -> None:
-        self.info = EngineInfo(profile=profile.name, device=str(device), notice=profile.notice)
         self.parts = parts
         self._device = device
         self._dtype = getattr(torch, profile.dtype)
@@ -75,10 +85,18 @@ class PulidFluxEngine:
         self._encoder = IdentityEncoder(
             parts.networks.eva_clip, parts.networks.idformer, device=device, dtype=self._dtype
         )
-        self._identities: LruCache[bytes, Tensor] = LruCache(CACHED_IDENTITIES)
+        self._identities = IdentityReader(self._faces, self._encoder)
+        self._preview = LatentPreview(self._autoencoder)
+        self._watched: set[str] = set()
         self._rotary_tables: LruCache[tuple[int, int, int], Rotary] = LruCache(CACHED_ROTARY_TABLES)
         self._batch = Batch(shares_steps=profile.shares_steps)
         self._reading = threading.Lock()  # detectors and tokenizers serve one thread at a time
+        self.info = EngineInfo(
+            profile=profile.name,
+            device=str(device),
+            notice=profile.notice,
+            details={"identity_checkpoint": self._identities.checkpoint},
+        )
 
     def can_admit(self, request: GenerationRequest) -> bool:
         return self._batch.rows + request.num_outputs <= MAX_ROWS
@@ -86,18 +104,20 @@ class PulidFluxEngine:
     @device_faults_named
     @torch.inference_mode()
     def prepare(self, request: GenerationRequest) -> PreparedRequest:
-        """Raises NoFaceFound for a photo without a face."""
+        """Raises NoFaceFound, SeveralFaces or IdentityRejected."""
+        photos, everyone = request.id_images, request.everyone
+        check_people(everyone, len(photos))
         timings: dict[str, float] = {}
         cache_hits = {"prompt": self._text.knows(request.prompt, request.max_sequence_length)}
-        if request.id_image is not None:
-            cache_hits["identity"] = _content_of(request.id_image) in self._identities
+        if photos:
+            cache_hits["identity"] = all(self._identities.knows(photos, person) for person in everyone)
         with self._reading:
             with _timed(timings, "face"):
-                id_tokens = None if request.id_image is None else self._id_tokens(request.id_image)
+                people = tuple((person, self._identities.read(photos, person)) for person in everyone)
             with _timed(timings, "text"):
-                conditioning = self._condition(request, id_tokens)
+                conditioning = self._condition(request, people)
         return PreparedRequest(
-            request=replace(request, id_image=None),
+            request=replace(request, id_images=()),
             conditioning=conditioning,
             timings=timings,
             cache_hits=cache_hits,
@@ -127,8 +147,38 @@ class PulidFluxEngine:
             pass  # handled below, outside this frame: the traceback would keep the tensors alive
         return self._give_up(group)
 
+    def watch(self, job_id: str, on: bool) -> None:
+        if on:
+            self._watched.add(job_id)
+        else:
+            self._watched.discard(job_id)
+
     def cancel(self, job_id: str) -> None:
-        self._batch.leave(job_id)
+        self._leave(job_id)
+
+    def flight(self, job_id: str) -> Flight:
+        """A job in flight, for those who drive the engine in the same process. Raises KeyError."""
+        return self._batch.flight(job_id)
+
+    @device_faults_named
+    def faces(self, photo: RgbImage) -> tuple[FaceFound, ...]:
+        with self._reading:
+            return self._faces.faces(photo)
+
+    @device_faults_named
+    @torch.inference_mode()
+    def embed(
+        self, photos: Sequence[RgbImage], fusion: Fusion = "mean", face: FaceChoice = LARGEST_FACE
+    ) -> bytes:
+        """Raises NoFaceFound or SeveralFaces."""
+        with self._reading:
+            return self._identities.as_file(self._identities.read_photos(photos, fusion, face))
+
+    @device_faults_named
+    def likeness(self, image: RgbImage, reference_faces: Sequence[FaceEmbedding]) -> tuple[float | None, ...]:
+        with self._reading:
+            found = self._faces.face_embeddings(image)
+        return similarities(found, reference_faces)
 
     def close(self) -> None:
         """Drop every network; the device's memory is free when the caller drops the engine."""
@@ -136,31 +186,27 @@ class PulidFluxEngine:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    # prepare: identity tokens, text
+    # prepare: text
 
-    def _id_tokens(self, photo: RgbImage) -> Tensor:
-        """Identity tokens (1, 32, 2048) of the face in a photo, kept by the photo's content."""
-        return self._identities.get_or_make(
-            _content_of(photo), lambda: self._encoder.encode(self._faces.read(photo))
-        )
-
-    def _condition(self, request: GenerationRequest, id_tokens: Tensor | None) -> Conditioning:
+    def _condition(
+        self, request: GenerationRequest, people: tuple[tuple[Person, Identity], ...]
+    ) -> Conditioning:
         length = request.max_sequence_length
         text = self._text.encode(request.prompt, length)
         if not sampling.true_cfg_is_on(request.true_cfg):
-            return Conditioning(id_tokens=id_tokens, text=text, unconditional=None, negative_text=None)
+            return Conditioning(people=people, text=text, unconditional=None, negative_text=None)
         return Conditioning(
-            id_tokens=id_tokens,
+            people=people,
             text=text,
-            unconditional=None if id_tokens is None else self._encoder.unconditional(),
+            unconditional=self._encoder.unconditional() if people else None,
             negative_text=self._text.encode(request.negative_prompt, length),
         )
 
-    # admit: folded identity, noise
+    # admit: folded identities, noise
 
     def _flight(self, job_id: str, prepared: PreparedRequest) -> Flight:
-        request = prepared.request
-        positive, negative = self._branches(request, prepared.conditioning)
+        request, given = prepared.request, prepared.conditioning
+        positive, negative = self._branches(request, given)
         noise, seeds = self._noise(request)
         return Flight(
             job_id=job_id,
@@ -170,20 +216,37 @@ class PulidFluxEngine:
             times=sampling.timesteps(request.num_steps, noise.shape[1]),
             positive=positive,
             negative=negative,
+            steps_alone=self._steps_alone(given),
+            reference_faces=_reference_faces(given) if request.measures_similarity else (),
             timings=dict(prepared.timings),
         )
 
     def _branches(self, request: GenerationRequest, given: Conditioning) -> tuple[Branch, Branch | None]:
-        positive = Branch(text=given.text, identity=self._folded(request, given.id_tokens))
+        """Under true CFG the same people again, each with the tokens of nobody."""
+        seen = [(person, identity.tokens) for person, identity in given.people]
+        positive = Branch(text=given.text, people=self._placed(request, seen))
         if given.negative_text is None:
             return positive, None
-        return positive, Branch(text=given.negative_text, identity=self._folded(request, given.unconditional))
+        nobody = given.unconditional
+        unseen = [] if nobody is None else [(p, like_nobody(nobody, tokens)) for p, tokens in seen]
+        return positive, Branch(text=given.negative_text, people=self._placed(request, unseen))
 
-    def _folded(self, request: GenerationRequest, id_tokens: Tensor | None) -> PreparedIdentity | None:
-        """None where the identity would add nothing: no photo, weight 0, or a start after the end."""
-        if id_tokens is None or request.id_weight == 0 or request.start_step >= request.num_steps:
-            return None
-        return self._form.of(self._attentions, id_tokens, request.id_weight, self._dtype)
+    def _placed(
+        self, request: GenerationRequest, people: Sequence[tuple[Person, Tensor]]
+    ) -> tuple[PlacedIdentity, ...]:
+        grid = latents.token_grid(request.height, request.width)
+        return place(people, self._folded, grid=grid, num_steps=request.num_steps)
+
+    def _folded(self, id_tokens: Tensor, id_weight: float) -> PreparedIdentity:
+        form = self._form if id_tokens.shape[1] <= MAX_FOLDED_TOKENS else ReferenceIdentity
+        return form.of(self._attentions, id_tokens, id_weight, self._dtype)
+
+    def _steps_alone(self, given: Conditioning) -> bool:
+        """Rows share a step only where each sees at most one person, everywhere, by one photo's tokens."""
+        return len(given.people) > 1 or any(
+            person.region is not None or identity.tokens.shape[1] != self._identities.tokens_per_photo
+            for person, identity in given.people
+        )
 
     def _noise(self, request: GenerationRequest) -> tuple[Tensor, tuple[int, ...]]:
         """Packed noise (num_outputs, image tokens, 64), each row from a seed of its own."""
@@ -204,6 +267,8 @@ class PulidFluxEngine:
     # step
 
     def _advance(self, group: Sequence[Flight]) -> None:
+        for flight in group:
+            flight.is_watched = flight.job_id in self._watched
         started = time.perf_counter()
         denoise_step(self._flux, group, self._rotary(group[0]))
         elapsed = time.perf_counter() - started
@@ -221,10 +286,23 @@ class PulidFluxEngine:
         return self._rotary_tables.get_or_make(flight.shape, make)
 
     def _report(self, flight: Flight) -> StepEvent:
-        result = self._finish(flight) if flight.is_done else None
         return StepEvent(
-            job_id=flight.job_id, step=flight.step, num_steps=flight.request.num_steps, result=result
+            job_id=flight.job_id,
+            step=flight.step,
+            num_steps=flight.request.num_steps,
+            preview=self._preview_of(flight),
+            result=self._finish(flight) if flight.is_done else None,
         )
+
+    def _preview_of(self, flight: Flight) -> bytes | None:
+        if flight.predicted_latents is None or flight.is_done:
+            return None
+        request = flight.request
+        return self._preview.jpeg(flight.predicted_latents[:1], request.height, request.width)
+
+    def _leave(self, job_id: str) -> None:
+        self._batch.leave(job_id)
+        self._watched.discard(job_id)
 
     # finish
 
@@ -239,9 +317,13 @@ class PulidFluxEngine:
                     latents.decode(self._autoencoder, packed, request.height, request.width, self._dtype)
                 )
             )
-        self._batch.leave(flight.job_id)
+        self._leave(flight.job_id)
         return GenerationResult(
-            images=images, seeds=flight.seeds, timings=flight.timings, device_memory=self._memory()
+            images=images,
+            seeds=flight.seeds,
+            timings=flight.timings,
+            device_memory=self._memory(),
+            reference_faces=flight.reference_faces,
         )
 
     def _memory(self) -> int | None:
@@ -249,7 +331,7 @@ class PulidFluxEngine:
 
     def _give_up(self, group: Sequence[Flight]) -> list[StepEvent]:
         for flight in group:
-            self._batch.leave(flight.job_id)
+            self._leave(flight.job_id)
         error = out_of_memory()
         return [
             StepEvent(job_id=flight.job_id, step=flight.step, num_steps=flight.request.num_steps, error=error)
@@ -274,8 +356,9 @@ def denoise_step(flux: IdentityFlux, group: Sequence[Flight], rotary: Rotary) ->
         flight.advance(own_rows)
 
 
-def _content_of(photo: RgbImage) -> bytes:
-    return hashlib.blake2b(photo.tobytes(), key=str(photo.shape).encode(), digest_size=16).digest()
+def _reference_faces(given: Conditioning) -> tuple[FaceEmbedding, ...]:
+    faces = (identity.face_embedding for _, identity in given.people)
+    return tuple(face for face in faces if face is not None)
 
 
 @contextmanager

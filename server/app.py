@@ -13,7 +13,7 @@ import server
 from pulid.engine import Engine, EngineInfo
 from pulid.errors import PulidError
 from server import engines
-from server.api import account, events, health, media, openapi, page, v1, v2
+from server.api import account, events, faces, health, media, openapi, page, v1, v2
 from server.api.body import BodyRoom
 from server.api.context import FaultBarrier, RequestContext
 from server.api.submit import SubmitTurns
@@ -129,7 +129,8 @@ def install_state(app: FastAPI, settings: Settings, service: JobService, metrics
 
 
 def install_routes(app: FastAPI, settings: Settings) -> None:
-    for router in (v1.router, v2.router, events.router, media.router, account.router, health.router):
+    routers = (v1.router, v2.router, events.router, faces.router, media.router, account.router, health.router)
+    for router in routers:
         app.include_router(router)
     app.include_router(health.metrics_router(public=settings.metrics_public))
     app.include_router(page.router)

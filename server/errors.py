@@ -75,9 +75,11 @@ class ClientLeft(PulidError):
 
 STATUS: dict[str, int] = {
     "bad_request": 400,
+    "identity_rejected": 400,
     "image_rejected": 400,
     "invalid_parameters": 400,
     "no_face": 400,
+    "several_faces": 400,
     "unparsable_body": 400,
     "unauthorized": 401,
     "not_found": 404,

@@ -59,7 +59,9 @@ def _bounds(rule: Mapping[str, Any]) -> str:
     low, above, high = (rule.get(key) for key in ("minimum", "exclusiveMinimum", "maximum"))
     if above is not None:
         return f" above {_plain(above)} and at most {_plain(high)}"
-    return "" if low is None else f" from {_plain(low)} to {_plain(high)}"
+    if high is None:
+        return "" if low is None else f" of at least {_plain(low)}"
+    return f" from {_plain(low)} to {_plain(high)}"
 
 
 def _plain(number: float | None) -> str:

@@ -8,7 +8,9 @@ engine does with a request stands in the request's prompt:
     "stall at step 3"                      never comes back
     "oom", "raise", "lose the device"      at step 1; or at admission, at step N, while preparing
     "slow 0.05 s per step", "slow 0.5 s while preparing"
-    "no face"
+    "no face", "several faces", "a foreign identity"
+
+What it finds in a photo stands in the photo's first pixel: see `photo_of`.
 
 Engines usually live in worker processes. A `Script` is the test's end of them: it is the picklable
 `create_engine` of a worker pool, holds their steps back, and reads what they did from a journal.
@@ -31,13 +33,17 @@ from typing import Any
 import numpy as np
 
 from pulid.engine import (
+    Box,
     EngineInfo,
+    FaceChoice,
+    FaceFound,
     GenerationRequest,
     GenerationResult,
     PreparedRequest,
+    RgbImage,
     StepEvent,
 )
-from pulid.errors import DeviceLost, NoFaceFound, OutOfMemory, PulidError
+from pulid.errors import DeviceLost, IdentityRejected, NoFaceFound, OutOfMemory, PulidError, SeveralFaces
 
 PATIENCE_S = 20.0  # for what must happen soon; only a failing test waits this long
 _POLL_S = 0.002
@@ -82,9 +88,13 @@ class ScriptedEngine:
         self._obey(request.prompt, "while preparing")
         if "no face" in request.prompt:
             raise NoFaceFound
+        if "several faces" in request.prompt:
+            raise SeveralFaces("The photo shows 2 faces.")
+        if "a foreign identity" in request.prompt:
+            raise IdentityRejected("The identity was made by other networks.")
         return PreparedRequest(
-            request=replace(request, id_image=None),
-            conditioning=request.id_image,
+            request=replace(request, id_images=()),
+            conditioning=request.id_images,
             timings={"face": 0.0, "text": 0.0},
         )
 
@@ -96,7 +106,7 @@ class ScriptedEngine:
             raise self.fail_admit[prompt]
         self._obey(prompt, "at admission")
         self._in_flight[job_id] = prepared
-        self.admitted[job_id] = replace(prepared.request, id_image=prepared.conditioning)
+        self.admitted[job_id] = replace(prepared.request, id_images=prepared.conditioning)
         self.steps[job_id] = 0
         self._note("admitted", job=job_id, request=_as_json(self.admitted[job_id]))
 
@@ -111,6 +121,18 @@ class ScriptedEngine:
     def cancel(self, job_id: str) -> None:
         self._in_flight.pop(job_id, None)
         self._note("cancelled", job=job_id)
+
+    def faces(self, photo: RgbImage) -> tuple[FaceFound, ...]:
+        count, order, other = (int(value) for value in photo[0, 0])
+        self._note("asked", count=count)
+        if other:  # not by `photo_of`
+            return ()
+        if order:
+            _ORDERS[list(_ORDERS)[order - 1]]()
+        return tuple(
+            FaceFound(box=Box(left=i / 8, top=0.25, right=(i + 1) / 8, bottom=0.5), score=0.9 - i / 16)
+            for i in range(count)
+        )
 
     def close(self) -> None:
         self.closed = True
@@ -129,7 +151,7 @@ class ScriptedEngine:
         self._note("step", job=job_id, step=done)
         result = None
         if error is None and done == request.num_steps:
-            result = paint(replace(request, id_image=prepared.conditioning))
+            result = paint(replace(request, id_images=prepared.conditioning))
         if error is not None or result is not None:
             del self._in_flight[job_id]
         return StepEvent(job_id=job_id, step=done, num_steps=request.num_steps, result=result, error=error)
@@ -315,13 +337,14 @@ def _write_half_a_message() -> None:
 
 
 def _as_json(request: GenerationRequest) -> dict[str, Any]:
-    photo = None if request.id_image is None else request.id_image.shape
-    return asdict(replace(request, id_image=None)) | {"id_image": photo}
+    photos = [photo.shape for photo in request.id_images]
+    return asdict(replace(request, id_images=())) | {"id_images": photos}
 
 
 def _from_json(fields: dict[str, Any]) -> GenerationRequest:
-    photo = None if fields["id_image"] is None else np.zeros(fields["id_image"], np.uint8)
-    return GenerationRequest(**fields | {"id_image": photo})
+    photos = tuple(np.zeros(shape, np.uint8) for shape in fields["id_images"])
+    told = {"id_images": photos, "people": tuple(fields["people"]), "face": FaceChoice(**fields["face"])}
+    return GenerationRequest(**fields | told)
 
 
 # pictures
@@ -346,11 +369,17 @@ def paint(request: GenerationRequest) -> GenerationResult:
 
 def _fingerprint(request: GenerationRequest, width: int) -> np.ndarray:
     """Eight rows (8, width, 3) of blocks of 8x8 pixels, each block of one colour."""
-    photo = b"" if request.id_image is None else np.ascontiguousarray(request.id_image).tobytes()
-    told = json.dumps(_as_json(request), sort_keys=True).encode() + photo
+    photos = b"".join(photo.tobytes() for photo in request.id_images)
+    told = json.dumps(_as_json(request), sort_keys=True).encode() + photos
     blocks = -(-width // 8)
     colours = np.frombuffer(hashlib.shake_128(told).digest(3 * blocks), np.uint8).reshape(1, blocks, 3)
     return colours.repeat(8, axis=1)[:, :width].repeat(8, axis=0)
+
+
+def photo_of(faces: int, order: str | None = None) -> np.ndarray:
+    """A picture (48, 64, 3) in which as many faces are found; `order`: what happens to who looks for them."""
+    number = 0 if order is None else 1 + list(_ORDERS).index(order)
+    return flat_picture(48, 64, (faces, number, 0))
 
 
 def colour_of(seed: int) -> tuple[int, int, int]:

@@ -7,7 +7,15 @@ pictures or at what an engine was asked, `fakes.ScriptedEngine` is the right one
 from __future__ import annotations
 
 from fakes import paint
-from pulid.engine import EngineInfo, GenerationRequest, GenerationResult, PreparedRequest, StepEvent
+from pulid.engine import (
+    EngineInfo,
+    FaceFound,
+    GenerationRequest,
+    GenerationResult,
+    PreparedRequest,
+    RgbImage,
+    StepEvent,
+)
 
 SIDE = 256  # pixels
 
@@ -42,6 +50,9 @@ class InstantEngine:
     def cancel(self, job_id: str) -> None:
         if job_id in self._in_flight:
             self._in_flight.remove(job_id)
+
+    def faces(self, photo: RgbImage) -> tuple[FaceFound, ...]:
+        return ()
 
     def close(self) -> None:
         pass

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from pulid.engine import FaceOrder
 from pulid.errors import NoFaceFound
 
 Picture = npt.NDArray[np.uint8]
@@ -45,17 +46,16 @@ def shrink(photo: Picture) -> Picture:
     return cv2.resize(photo, size, interpolation=cv2.INTER_LANCZOS4)
 
 
-def largest(boxes: Points) -> int:
-    """Index of the box (n, 4) with the largest area; of equal ones the last."""
-    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    return len(areas) - 1 - int(areas[::-1].argmax())
-
-
-def most_central(boxes: Points, picture: Picture) -> int:
-    """Index of the box (n, 4) whose centre is nearest to the picture's centre; of equal ones the first."""
-    height, width = picture.shape[:2]
+def in_order(boxes: Points, order: FaceOrder, picture: Picture) -> npt.NDArray[np.intp]:
+    """Indices of the boxes (n, 4). Of equally large ones the last comes first, else the first does."""
+    if order == "largest":
+        areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+        return areas.argsort(kind="stable")[::-1]
     centres = (boxes[:, :2] + boxes[:, 2:4]) / 2
-    return int(np.linalg.norm(centres - (width / 2, height / 2), axis=1).argmin())
+    if order == "left-to-right":
+        return centres[:, 0].argsort(kind="stable")
+    height, width = picture.shape[:2]
+    return np.linalg.norm(centres - (width / 2, height / 2), axis=1).argsort(kind="stable")
 
 
 def overlaps(box: Points, boxes: Points) -> Points:

@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from pulid.engine import DEFAULT_NEGATIVE_PROMPT, GenerationRequest
+from pulid.engine import DEFAULT_NEGATIVE_PROMPT, FaceChoice, FaceOrder, GenerationRequest
 from server.errors import FieldProblem, InvalidParameters, UnparsableBody
 from server.fields import EXPLAINED, NotBoolean, Number, Whole, allowed, explained
 from server.jobs.files import ImageFormat, OutputOptions
@@ -66,6 +66,13 @@ class FluxPulidRequest(BaseModel):
     output_format: WireFormat = Field("webp", description="Also accepted: jpeg.")
     output_quality: Whole = Field(80, ge=1, le=100, description="For jpg and webp.")
     base64: bool = Field(False, description="true: answer with JSON that has the pictures as base64.")
+    # What follows is not in the contract: docs/api.md, "Beyond the contract".
+    face_index: Whole = Field(0, ge=0, description="Which face of the photo, in face_order; 0 is the first.")
+    face_order: FaceOrder = Field("largest", description="How the faces of the photo are counted.")
+    strict_face: bool = Field(False, description="true: refuse a photo with several faces.")
+    id_end_step: Annotated[int, Field(ge=0, le=20), NotBoolean] | None = Field(
+        None, description="First step that no longer sees the face. Absent or null: it stays to the end."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -82,13 +89,7 @@ class FluxPulidRequest(BaseModel):
     @field_validator("main_face_image", "prompt", "negative_prompt")
     @classmethod
     def _clean_unicode(cls, value: str) -> str:
-        if "\0" in value:
-            raise explained("must not contain the NUL character.")
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise explained("must be valid Unicode; it has half of a surrogate pair.") from None
-        return value
+        return clean_unicode(value)
 
     @field_validator("prompt", "negative_prompt")
     @classmethod
@@ -104,8 +105,7 @@ class FluxPulidRequest(BaseModel):
         try:
             return cls.model_validate(data, context={"max_prompt_chars": max_prompt_chars})
         except ValidationError as exc:
-            errors = exc.errors(include_input=False, include_url=False)
-            raise InvalidParameters([_problem(error) for error in errors]) from None
+            raise invalid(cls, exc) from None
 
     def to_generation(self) -> GenerationRequest:
         """In the engine's words, still without the photo. Draws the seed if none was given."""
@@ -123,6 +123,8 @@ class FluxPulidRequest(BaseModel):
             timestep_to_start_cfg=self.start_step,
             max_sequence_length=self.max_sequence_length,
             num_outputs=self.num_outputs,
+            face=FaceChoice(index=self.face_index, order=self.face_order, strict=self.strict_face),
+            id_end_step=self.id_end_step,
         )
 
     def to_output(self) -> OutputOptions:
@@ -162,7 +164,7 @@ def parse_request(body: bytes, *, max_prompt_chars: int) -> FluxPulidRequest:
     Raises UnparsableBody for what is no JSON object, InvalidParameters for one with wrong fields.
     No part of the body is ever quoted in their texts.
     """
-    return FluxPulidRequest.of(_json_object(body, max_prompt_chars), max_prompt_chars=max_prompt_chars)
+    return FluxPulidRequest.of(json_object(body, max_prompt_chars), max_prompt_chars=max_prompt_chars)
 
 
 def parse_body(body: bytes, *, max_prompt_chars: int) -> ParsedBody:
@@ -177,10 +179,11 @@ def wants_base64(body: bytes) -> bool:
     return may_have_the_word and FluxPulidRequest.model_validate(json.loads(body)).base64
 
 
-def _json_object(body: bytes, max_prompt_chars: int) -> Mapping[str, Any]:
+def json_object(body: bytes, max_prompt_chars: int = 0) -> Mapping[str, Any]:
+    """The fields of a body, whatever they are. Raises UnparsableBody."""
     parts = body.count(b",") + body.count(b"[") + body.count(b"{")
     if parts > _MAX_PARTS + 2 * max_prompt_chars:
-        raise UnparsableBody("The body has too many parts; a request has about sixteen fields.")
+        raise UnparsableBody("The body has too many parts; a request has about twenty fields.")
     try:
         data = json.loads(body, parse_constant=_refuse_constant)
     except json.JSONDecodeError as exc:
@@ -199,10 +202,27 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-def _problem(error: Any) -> FieldProblem:
+def clean_unicode(value: str) -> str:
+    """The text, if it is one. For validators of a model."""
+    if "\0" in value:
+        raise explained("must not contain the NUL character.")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise explained("must be valid Unicode; it has half of a surrogate pair.") from None
+    return value
+
+
+def invalid(model: type[BaseModel], exc: ValidationError) -> InvalidParameters:
+    """What is wrong with a body, in words, one problem for each field."""
+    errors = exc.errors(include_input=False, include_url=False)
+    return InvalidParameters([_problem(model, error) for error in errors])
+
+
+def _problem(model: type[BaseModel], error: Any) -> FieldProblem:
     name, kind = str(error["loc"][0]), error["type"]
     if kind == "missing":
         return FieldProblem(name, f"{name} is required.")
     if kind == EXPLAINED:
         return FieldProblem(name, f"{name} {error['msg']}")
-    return FieldProblem(name, f"{name} must be {allowed(FluxPulidRequest, name)}.")
+    return FieldProblem(name, f"{name} must be {allowed(model, name)}.")

@@ -138,7 +138,7 @@ def paint_sample(settings: Settings, id_image: RgbImage, out: Path, floor: float
     engine = engine_factory(settings, show_loading)(devices_of(settings)[0])
     loaded = time.monotonic()
     try:
-        result = run_to_end(engine, replace(wire.to_generation(), id_image=id_image))
+        result = run_to_end(engine, replace(wire.to_generation(), id_images=(id_image,)))
         painted = time.monotonic()
         cosine = likeness(engine, id_image, result.images[0])
     finally:

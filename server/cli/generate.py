@@ -56,7 +56,7 @@ def generate(
         # The photo is read apart; here it only has to be there.
         values = {"main_face_image": face or "-", "prompt": prompt, **used(given)}
         wire = checked_parameters(values, out, settings)
-        request = replace(wire.to_generation(), id_image=read_photo(face, settings))
+        request = replace(wire.to_generation(), id_images=(read_photo(face, settings),))
         create_engine = partial(engine_factory(settings, show_loading), devices_of(settings)[0])
         paint(create_engine, request, wire.to_output(), out)
 

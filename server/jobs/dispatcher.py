@@ -79,6 +79,19 @@ class Dispatcher:
     def any_ready(self) -> bool:
         return any(device.ready for device in self._devices.values())
 
+    def device_for_question(self) -> str | None:
+        """A device that may be asked about a photo now: an idle one, if there is one.
+
+        None where there is none; a job that runs alone has nothing beside it, or its worker's death
+        would again have two suspects.
+        """
+        able = [
+            name
+            for name, device in self._devices.items()
+            if device.ready and not any(job.alone for job in device.jobs)
+        ]
+        return min(able, key=lambda name: len(self._devices[name].jobs), default=None)
+
     @property
     def painting(self) -> tuple[LiveJob, ...]:
         """Jobs whose steps are running or whose pictures are being saved."""

@@ -1,4 +1,4 @@
-"""What a caller sent as `main_face_image` becomes the bytes of a photo file, beside the GPU.
+"""What a caller sent as their photo becomes the bytes of a photo file, beside the GPU.
 
 The text is an http(s) URL, a data URI or bare base64. The fetcher and the look at the header are
 handed in by app.py, so this file knows neither sockets nor picture formats. That look happens here,
@@ -63,6 +63,6 @@ def from_base64(photo: str) -> bytes:
 
 def _not_a_photo() -> ImageRejected:
     return ImageRejected(
-        "main_face_image is not readable. Send an http(s) URL, a data URI (data:image/...;base64,...) "
+        "The photo is not readable. Send an http(s) URL, a data URI (data:image/...;base64,...) "
         "or the base64 text of a photo."
     )

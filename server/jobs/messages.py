@@ -1,6 +1,6 @@
 """What the server and a worker process tell each other. Plain data that travels over a pipe.
 
-Server to worker: Prepare, Admit, Cancel, Stop. Worker to server: the WorkerEvents.
+Server to worker: Prepare, Admit, Cancel, AskFaces, Stop. Worker to server: the WorkerEvents.
 `WorkerDied` and `PoolBroken` are said by the pool about a worker that can no longer speak.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pulid.engine import EngineInfo, GenerationRequest
+from pulid.engine import EngineInfo, FaceFound, GenerationRequest
 from pulid.errors import PulidError
 from server.jobs.files import OutputOptions
 from server.jobs.job import JobFile
@@ -40,11 +40,19 @@ class Cancel:
 
 
 @dataclass(frozen=True, slots=True)
+class AskFaces:
+    """Which faces does this photo have? Answered in the order of the Prepares and AskFaces that were sent."""
+
+    question_id: str
+    photo: bytes  # the picture file as it was sent; by pipe, so that it is never on disk
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """End after the current step."""
 
 
-ToWorker = Prepare | Admit | Cancel | Stop
+ToWorker = Prepare | Admit | Cancel | AskFaces | Stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +109,24 @@ class JobFailed:
     error: PulidError  # without traceback, cause or context
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FacesFound:
+    """The answer to AskFaces."""
+
+    question_id: str
+    faces: tuple[FaceFound, ...]  # in the order "largest"
+    width: int  # of the upright photo, pixels
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
+class AskFailed:
+    """The other one."""
+
+    question_id: str
+    error: PulidError  # without traceback, cause or context
+
+
 @dataclass(frozen=True, slots=True)
 class DeviceFault:
     """The device is in no state to go on; the worker ends itself after this."""
@@ -131,6 +157,8 @@ WorkerEvent = (
     | Stepped
     | Finished
     | JobFailed
+    | FacesFound
+    | AskFailed
     | DeviceFault
     | WorkerDied
     | PoolBroken

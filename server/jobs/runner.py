@@ -32,9 +32,11 @@ from server.jobs.job import (
 )
 from server.jobs.live import JobView, LiveJob, ParsedBody
 from server.jobs.messages import (
+    AskFailed,
     DeviceFault,
     EngineFailedToLoad,
     EngineReady,
+    FacesFound,
     Finished,
     JobFailed,
     PoolBroken,
@@ -45,6 +47,7 @@ from server.jobs.messages import (
     WorkerDied,
     WorkerEvent,
 )
+from server.jobs.questions import FaceQuestions
 from server.jobs.scheduler import Scheduler
 from server.jobs.storage import JobStorage
 from server.jobs.worker_pool import WorkerPool
@@ -64,6 +67,7 @@ PROBE_EVERY_S = 3.0  # of a data folder that did not take the last write
 TRY_AGAIN_S = 2.0  # until what found the disk or the device full is tried again
 
 _STOPPED = "The server stopped before this picture was done. Send the request again."
+_ENGINE_DIED = "The engine stopped while it looked at the photo. Try again in a few seconds."
 
 # What another attempt may cure: full devices and disks, and faults nobody understands.
 _WORTH_A_RETRY = frozenset({"out_of_memory", "storage_full", "engine_failed"})
@@ -130,6 +134,9 @@ class JobRunner:
             photo_path=storage.photo_path,
             now=time.time,
         )
+        self.questions = FaceQuestions(
+            face_stage=face_stage, device=self._dispatcher.device_for_question, send=self._pool.send
+        )
 
     # life
 
@@ -160,6 +167,7 @@ class JobRunner:
     def interrupt(self) -> None:
         """Every v1 caller that still waits hears that it waits in vain."""
         self._end_calls(JobInterrupted(_STOPPED))
+        self.questions.end_all(GoingDown())
 
     async def close(self) -> None:
         """End now, also in the middle of a step."""
@@ -300,7 +308,10 @@ class JobRunner:
             case DeviceFault(reason):
                 log.error("device fault", device=device, reason=reason)
             case WorkerDied():
+                self.questions.device_lost(device, NotReady(_ENGINE_DIED))
                 self._on_death(device, event)
+            case FacesFound() | AskFailed():
+                self.questions.answered(event)
             case Finished() | JobFailed() | Preparing() | Prepared() | Stepping() | Stepped():
                 job = self.live.get(event.job_id)
                 if job is not None and not job.ending:

@@ -30,6 +30,7 @@ from server.jobs.job import (
     NotReady,
 )
 from server.jobs.live import JobView, ParsedBody
+from server.jobs.messages import FacesFound
 from server.jobs.runner import JobLimits, JobRunner, ParseBody, ended_record
 from server.jobs.storage import JobStorage, digest_of
 from server.metrics import JobMetrics
@@ -251,6 +252,11 @@ class JobService:
         """End a job that nobody waits for any more; its engine drops it before the next step."""
         if job := self._runner.live.get(job_id):
             self._runner.end(job, error=JobCancelled())
+
+    async def faces(self, photo: str, *, timeout_s: float) -> FacesFound:
+        """The faces of a photo; no job. Raises NotReady, Busy, JobTimedOut, ImageRejected or EngineFailed."""
+        self._require_open()
+        return await self._runner.questions.ask(photo, timeout_s=timeout_s)
 
     async def media(self, media_id: str, name: str) -> tuple[Path, JobFile]:
         """Where a picture lies, for whoever knows its link. Raises JobNotFound."""

@@ -3,7 +3,8 @@
 Four threads, so that none waits for the work of another:
 
     reader    takes messages from the pipe; when the pipe ends, so has the server, and we do
-    prepare   reads photo and prompt of the next job, beside the steps of the current one
+    prepare   reads photo and prompt of the next job, beside the steps of the current one; and answers
+              questions about photos, which belong to no job
     main      admits, steps, reports; cancels act between two steps
     save      encodes the pictures of the last job and writes them, beside the next one's steps
 
@@ -31,10 +32,13 @@ from pulid.errors import DeviceLost, EngineFailed, OutOfMemory, PulidError, Setu
 from server.jobs.files import MediaFiles, encode_images
 from server.jobs.messages import (
     Admit,
+    AskFaces,
+    AskFailed,
     Cancel,
     DeviceFault,
     EngineFailedToLoad,
     EngineReady,
+    FacesFound,
     Finished,
     JobFailed,
     Prepare,
@@ -113,7 +117,7 @@ class Worker:
         self._is_loaded = False
         # What other threads leave for the main one to do between two steps.
         self._notes: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._to_prepare: queue.SimpleQueue[_Job] = queue.SimpleQueue()
+        self._to_prepare: queue.SimpleQueue[_Job | AskFaces] = queue.SimpleQueue()
         self._to_save: queue.SimpleQueue[tuple[_Job, GenerationResult]] = queue.SimpleQueue()
         self._jobs: dict[str, _Job] = {}  # those that have not ended, of any thread
         self._jobs_lock = threading.Lock()
@@ -262,6 +266,7 @@ class Worker:
             except (EOFError, OSError):
                 os._exit(EXIT_ORPHANED)
             self._take(message)
+            del message  # it may hold a photo, and the next one may be long in coming
 
     def _take(self, message: ToWorker) -> None:
         match message:
@@ -279,6 +284,8 @@ class Worker:
                 if cancelled is not None:
                     cancelled.is_cancelled = True
                     self._notes.put(partial(self._note_cancelled, cancelled))
+            case AskFaces():
+                self._to_prepare.put(message)
             case Stop():
                 if not self._is_loaded:  # loading takes minutes, and there is nothing to lose
                     os._exit(EXIT_STOPPED)
@@ -288,9 +295,13 @@ class Worker:
 
     def _prepare_jobs(self) -> None:
         while True:
-            job = self._to_prepare.get()
-            if not job.is_cancelled:
-                self._prepare(job)
+            self._prepare_next(self._to_prepare.get())
+
+    def _prepare_next(self, what: _Job | AskFaces) -> None:
+        if isinstance(what, AskFaces):
+            self._answer(what)
+        elif not what.is_cancelled:
+            self._prepare(what)
 
     def _prepare(self, job: _Job) -> None:
         self._send(Preparing(job.id))
@@ -308,8 +319,29 @@ class Worker:
         started = time.perf_counter()
         photo = self._setup.decode_photo(order.photo.read_bytes())
         decoding_s = time.perf_counter() - started
-        prepared = self._engine.prepare(replace(order.request, id_image=photo))
+        prepared = self._engine.prepare(replace(order.request, id_images=(photo,)))
         return prepared, {"decode_photo": decoding_s, **prepared.timings}
+
+    def _answer(self, question: AskFaces) -> None:
+        try:
+            photo = self._setup.decode_photo(question.photo)
+            faces = self._engine.faces(photo)
+        except Exception as exc:
+            if self._exit_code is None:  # as in `_prepare`; the end of the process is an answer, too
+                self._fail_question(question, exc)
+            return
+        height, width = photo.shape[:2]
+        self._send(FacesFound(question_id=question.question_id, faces=faces, width=width, height=height))
+
+    def _fail_question(self, question: AskFaces, exc: Exception) -> None:
+        if isinstance(exc, DeviceLost):
+            self._log.error("device lost", **trace_of(exc))
+            self._notes.put(partial(self._note_device_fault, str(exc)))
+            return
+        if not isinstance(exc, PulidError):
+            self._log.error("engine fault", **trace_of(exc))
+            exc = EngineFailed("The photo could not be looked at: an internal fault. Trying again may help.")
+        self._send(AskFailed(question.question_id, exc))
 
     # save thread
 

@@ -146,6 +146,7 @@ class WorkerProcess:
                 connection.send(message)
             except OSError:  # nobody reads any more; `_read` sees that as well
                 return
+            del message  # it may hold a photo, and the next one may be long in coming
 
     def _collect(self) -> int | None:
         """The exit code of a process whose end of the pipe is closed."""

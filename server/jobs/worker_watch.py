@@ -12,7 +12,9 @@ from statistics import median
 
 from server.jobs.messages import (
     Admit,
+    AskFailed,
     Cancel,
+    FacesFound,
     Finished,
     JobFailed,
     Prepare,
@@ -88,7 +90,10 @@ class WorkerWatch:
                 self._jobs.pop(job_id, None)
 
     def said(self, event: WorkerEvent, now: float) -> None:
-        self._silent_s = 0.0
+        # Questions are answered beside the steps: while a job runs, an answer says nothing about it. While
+        # none does, it says that a job which waits behind questions is going to be prepared.
+        if not (isinstance(event, FacesFound | AskFailed) and self.running):
+            self._silent_s = 0.0
         match event:
             case Preparing(job_id):
                 self._set_phase(job_id, _Phase.PREPARING)

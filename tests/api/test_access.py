@@ -10,7 +10,7 @@ from fakes import PATIENCE_S
 KEYS = ("alice:alice-key", "bob:bob-key")
 ALICE, BOB = {"x-api-key": "alice-key"}, {"x-api-key": "bob-key"}
 OPEN = {
-    *("/health", "/ready", "/docs", "/docs/{asset}", "/openapi.json"),
+    *("/", "/page/{asset}", "/health", "/ready", "/docs", "/docs/{asset}", "/openapi.json"),
     "/outputs/{media_id}/{name}",  # the link is the key
 }
 PATH_PARAMETERS = {"request_id": "0" * 32, "media_id": "0" * 32, "name": "0.webp", "asset": "docs.js"}

@@ -108,7 +108,7 @@ def test_generate_hands_every_parameter_to_the_engine(engine, out):
     assert (request.start_step, request.timestep_to_start_cfg) == (2, 2)
     assert (request.guidance, request.id_weight, request.true_cfg) == (3.5, 0.8, 2.0)
     assert (request.max_sequence_length, request.seed) == (256, 11)
-    assert request.id_image.ndim == 3
+    assert request.id_images[0].ndim == 3
     assert engine.closed
 
 
@@ -188,7 +188,7 @@ def test_a_photo_that_cannot_be_read_is_bad_input(engine, out, tmp_path):
 def test_a_photo_may_come_from_an_address(engine, out, photo_host, monkeypatch):
     monkeypatch.setenv("FLUX_PULID_FETCH_ALLOW", photo_host)
     assert generate(out, face=f"http://{photo_host}/photo.png").exit_code == 0
-    assert engine.last_request.id_image.shape == (48, 64, 3)
+    assert engine.last_request.id_images[0].shape == (48, 64, 3)
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def test_an_empty_photo_is_400_and_says_what_it_may_be(server):
 @pytest.mark.parametrize(
     "path",
     [
-        *("/", "/v1", "/v1/other", "/v1/flux-pulid/x", "/v1//flux-pulid", "/v1/flux-pulid//", "/v2"),
+        *("/page", "/v1", "/v1/other", "/v1/flux-pulid/x", "/v1//flux-pulid", "/v1/flux-pulid//", "/v2"),
         *("/json", "/json/", "/json/json/v1/flux-pulid", "/jsonv1/flux-pulid", "/v2/requests", "/redoc"),
         *("/outputs", "/outputs/", "/outputs/x", "/docs/x/docs.js", "/%2e%2e/etc/passwd"),
         "/v2/flux-pulid/" + "x" * 5000,

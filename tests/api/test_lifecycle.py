@@ -156,7 +156,7 @@ def test_a_client_that_leaves_in_the_middle_of_its_body_harms_nobody(server):
 def test_a_photo_is_fetched_from_an_allow_listed_host(run_server, photo_host):
     with run_server(fetch_allow=(photo_host,)) as server:
         assert server.paint(main_face_image=f"http://{photo_host}/photo.png").status_code == 200
-        assert server.engine.last_request.id_image.shape == (48, 64, 3)
+        assert server.engine.last_request.id_images[0].shape == (48, 64, 3)
 
 
 def test_without_the_allow_list_this_machine_is_out_of_reach(server, photo_host):

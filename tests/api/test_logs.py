@@ -52,6 +52,8 @@ def test_prompts_photos_queries_keys_and_media_ids_stay_out_of_the_log(keyed_ser
     server.client.get(f"/outputs/{media_id}")
     server.paint(f"/v1/flux-pulid?q={SECRET}", ALICE, prompt=f"{SECRET} raise at step 1")
     server.paint(headers=ALICE, main_face_image=f"http://127.0.0.1:9/{SECRET}.png")
+    for image in (photo, SECRET, f"http://127.0.0.1:9/{SECRET}.png"):
+        server.client.post("/v1/faces", json={"image": image}, headers=ALICE)
     server.client.get(f"/{SECRET}")
     server.submit(ALICE | {"Idempotency-Key": SECRET}, seed=SECRET)
     with server.broken():

@@ -27,6 +27,7 @@ RANGES = {
     "num_outputs": ("integer", 1, 1, 4),
     "output_quality": ("integer", 80, 1, 100),
 }
+BEYOND_THE_CONTRACT = ["face_index", "face_order", "strict_face", "id_end_step"]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def test_formats_and_required_fields_are_shown(operation, properties):
     schema = operation["requestBody"]["content"]["application/json"]["schema"]
     assert schema["required"] == ["main_face_image", "prompt"]
     others = {"main_face_image", "prompt", "negative_prompt", "seed", "output_format", "base64"}
-    assert set(properties) == {*RANGES, *others}
+    assert set(properties) == {*RANGES, *others, *BEYOND_THE_CONTRACT}
 
 
 def test_the_example_is_a_valid_request(operation):
@@ -171,6 +172,7 @@ def test_answers_have_the_form_that_is_announced(gated, photo):
         ("GET", f"/v2/requests/{'0' * 32}", {}),
         ("POST", "/v1/flux-pulid", {"json": body | {"seed": []}}),
     ]
+    calls += [("POST", "/v1/faces", {"json": {"image": photo}}), ("POST", "/v1/faces", {"json": {}})]
     calls += [("GET", "/health", {}), ("GET", "/ready", {}), ("GET", "/v1/get-user-credits", {})]
     answers = [answered(gated, method, path, **call) for method, path, call in calls]
     gated.engine.open_gate()
@@ -184,11 +186,16 @@ def test_answers_have_the_form_that_is_announced(gated, photo):
 
 def test_the_parameter_table_of_the_documentation_is_the_schema():
     text = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
-    table = text.split("| name | default | allowed |\n|---|---|---|\n")[1].split("\n\n")[0]
-    rows = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    tables = [
+        part.split("\n\n")[0] for part in text.split("| name | default | allowed |\n|---|---|---|\n")[1:]
+    ]
+    lines = "\n".join(tables).splitlines()
+    rows = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in lines]
     assert [name for name, _, _ in rows] == list(FluxPulidRequest.model_fields)
+    assert [line.split("`")[1] for line in tables[1].splitlines()] == BEYOND_THE_CONTRACT
     for name, default, range_in_words in rows:
         assert range_in_words == allowed(FluxPulidRequest, name)
         field = FluxPulidRequest.model_fields[name]
-        words = {"negative_prompt": "a list of faults", "seed": "random", "base64": "false"}
+        words = {"negative_prompt": "a list of faults", "seed": "random", "id_end_step": "none"}
+        words |= {"base64": "false", "strict_face": "false"}
         assert default == ("required" if field.is_required() else words.get(name, str(field.default)))

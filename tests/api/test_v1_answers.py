@@ -277,7 +277,7 @@ def test_the_body_of_the_public_pages_sample_works_as_it_is(run_server, photo_by
 )
 def test_the_photo_may_be_base64_or_a_data_uri(server, photo, form):
     assert server.paint(main_face_image=form.format(photo)).status_code == 200
-    assert server.engine.last_request.id_image.shape == (48, 64, 3)
+    assert server.engine.last_request.id_images[0].shape == (48, 64, 3)
 
 
 def test_the_photo_may_be_wrapped_and_unpadded_base64(server, photo):

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from pulid.engine import DEFAULT_NEGATIVE_PROMPT
+from pulid.engine import DEFAULT_NEGATIVE_PROMPT, LARGEST_FACE, FaceChoice, GenerationRequest
+from server.api.v1_schemas import parse_body
 
 # wire name, engine's word, default, minimum, maximum
 WHOLE = [
@@ -44,7 +45,7 @@ def test_only_photo_and_prompt_are_needed_and_the_rest_has_the_contracts_default
     assert request.negative_prompt == DEFAULT_NEGATIVE_PROMPT
     for _, word, default, _, _ in NUMBERS:
         assert default is None or getattr(request, word) == default
-    assert request.id_image.shape == (48, 64, 3)
+    assert request.id_images[0].shape == (48, 64, 3)
     assert response.headers["content-type"] == "image/webp"
 
 
@@ -196,3 +197,61 @@ def test_the_base64_switch_takes_what_clients_send(server, value):
 
 def test_the_base64_switch_is_no_number_in_general(server):
     assert "true or false" in refused(server.paint(base64=7), "base64")
+
+
+# beyond the contract
+
+
+def asked(**fields):
+    body = {"main_face_image": "AAAA", "prompt": "p", "seed": 1} | fields
+    return parse_body(json.dumps(body).encode(), max_prompt_chars=100).request
+
+
+def test_without_the_fields_beyond_the_contract_the_request_is_the_contracts():
+    contracts = GenerationRequest(prompt="p", seed=1)
+    assert contracts.face == LARGEST_FACE
+    assert contracts.id_end_step is None
+    assert asked() == contracts
+    nothing = dict.fromkeys(["face_index", "face_order", "strict_face", "id_end_step"])
+    assert asked(**nothing) == contracts
+
+
+def test_without_the_fields_beyond_the_contract_the_picture_is_the_same(server):
+    plain = server.paint(seed=1).content
+    defaults = {"face_index": 0, "face_order": "largest", "strict_face": False, "id_end_step": None}
+    assert server.paint(seed=1, **defaults).content == plain
+    assert server.paint(seed=1, face_index=1).content != plain
+
+
+@pytest.mark.parametrize("order", ["largest", "left-to-right", "central"])
+def test_the_choice_of_a_face_reaches_the_engine(server, order):
+    assert server.paint(face_index="2", face_order=order, strict_face=True).status_code == 200
+    assert server.engine.last_request.face == FaceChoice(index=2, order=order, strict=True)
+
+
+@pytest.mark.parametrize("value", [0, 7, "20"])
+def test_the_end_of_the_identity_reaches_the_engine(server, value):
+    assert server.paint(id_end_step=value).status_code == 200
+    assert server.engine.last_request.id_end_step == int(value)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "words"),
+    [
+        ("face_index", [-1, 0.5, True, "first", []], "a whole number of at least 0"),
+        ("face_order", ["smallest", "", 5, True], "one of largest, left-to-right, central"),
+        ("strict_face", ["perhaps", 5, []], "true or false"),
+        ("id_end_step", [-1, 21, 0.5, False, "", []], "a whole number from 0 to 20"),
+    ],
+)
+def test_what_they_may_be_is_told(server, name, values, words):
+    for value in values:
+        assert refused(server.paint(**{name: value}), name) == f"{name} must be {words}."
+
+
+@pytest.mark.parametrize(("prompt", "code"), [("several faces", 400), ("a foreign identity", 400)])
+def test_photos_and_identities_that_are_refused_are_400_in_v1_and_failed_in_v2(server, prompt, code):
+    response = server.paint(prompt=prompt)
+    assert response.status_code == code
+    result = server.finished(prompt=prompt)
+    assert (result["status"], result["error"]) == ("FAILED", response.json()["error"])

@@ -12,7 +12,7 @@ from server.metrics import STAGES, Metrics
 from server.settings import Settings
 
 TEXT = text_of("docs/api.md")
-PARTS_OF_PAGES = {("GET", "/docs/{asset}")}
+PARTS_OF_PAGES = {("GET", "/docs/{asset}"), ("GET", "/page/{asset}")}
 FROM_THE_ROUTER = {405}  # statuses that no job and no error class has
 FROM_THE_ORIGIN_RULES = {403}
 FROM_OUTCOMES = {422}
@@ -49,7 +49,7 @@ def test_the_published_schema_has_every_route_of_the_table(app):
     published = {
         (method.upper(), path) for path, operations in app.openapi()["paths"].items() for method in operations
     }
-    pages = {("GET", "/docs"), ("GET", "/openapi.json")}
+    pages = {("GET", "/"), ("GET", "/docs"), ("GET", "/openapi.json")}
     assert published == routes_of(app) - PARTS_OF_PAGES - pages
 
 

@@ -12,6 +12,7 @@ from pulid.flux import checkpoint, latents, sampling
 from pulid.flux.text import TextFeatures
 from pulid.flux.transformer import IdentityFlux
 from pulid.identity.attention import IdentityAttention
+from pulid.identity.people import PlacedIdentity
 from pulid.pipeline import denoise_step
 from pulid.strict_load import load_strictly, shapes_of
 
@@ -100,10 +101,12 @@ def flight(modules, case, form, dtype=torch.float32, device=CPU):
     packed = latents.pack(x["noise"])
     id_tokens, uncond_tokens = (x[case["id_input"]], x["uncond_id"]) if case["id_input"] else (None, None)
 
-    def branch(tokens, pooled, identity):
+    def branch(tokens, pooled, id_tokens):
+        identity = prepared(form, modules, id_tokens, case["id_weight"], dtype)
+        steps = range(case["start_step"], case["num_steps"])
         return Branch(
             text=TextFeatures(tokens=x[tokens], pooled=x[pooled]),
-            identity=prepared(form, modules, identity, case["id_weight"], dtype),
+            people=() if identity is None else (PlacedIdentity(identity, None, steps),),
         )
 
     return Flight(

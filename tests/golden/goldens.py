@@ -1,7 +1,8 @@
 """Loader of the recorded reference numbers in `open/`; makes inputs, compares outputs.
 
 The numbers come from the public PuLID reference, run in float32 with deterministically filled
-weights (`golden_fill.py`). What each case means is in `docs/spec/PULID_SPEC.md`.
+weights (`golden_fill.py`), but for the manifests `people` and `plain`, which are this project's own.
+What each case means is in `docs/spec/PULID_SPEC.md` and in `README.md`.
 """
 
 import gzip
@@ -59,8 +60,12 @@ def inputs(case):
 
 def expected(case, output):
     """The recorded tensor of one output of a case."""
-    with safe_open(HERE / "open" / case["file"], "pt") as file:
-        return file.get_tensor(case["outputs"][output]["key"])
+    return tensor_of(case["file"], case["outputs"][output]["key"])
+
+
+def tensor_of(file_name, key):
+    with safe_open(HERE / "open" / file_name, "pt") as file:
+        return file.get_tensor(key)
 
 
 def assert_close(got, want, tol, what=""):

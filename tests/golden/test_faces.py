@@ -70,7 +70,7 @@ def test_shrinking_to_the_long_edge_agrees(case):
 def test_the_most_central_face_is_aligned_as_recorded(case):
     picture = photo(case["photo"])
     rows = np.array(case["detections"], np.float32)
-    chosen = alignment.most_central(rows[:, :4], picture)
+    chosen = alignment.in_order(rows[:, :4], "central", picture)[0]
     assert chosen == case["chosen"]
     landmarks = rows[chosen, 5:].reshape(5, 2)
     matrix = alignment.face_crop_matrix(landmarks)
@@ -128,13 +128,14 @@ def test_the_detector_agrees_from_its_input_to_the_chosen_face(case):
     session = recorded_scrfd(case)
     detector = SCRFD(session=session)
     detector.prepare(0, det_thresh=DETECTOR_SCORE)
-    rows, landmarks = detector.detect(photo(case["photo"]), input_size=(DETECTOR_SIZES[0],) * 2)
+    picture = photo(case["photo"])
+    rows, landmarks = detector.detect(picture, input_size=(DETECTOR_SIZES[0],) * 2)
     assert session.fed.shape == (1, 3, 640, 640)
     difference = session.fed[:, :, ::16, ::16] - goldens.expected(case, "blob_sub")
     assert difference.abs().mean() <= case["tol"]
     np.testing.assert_allclose(rows, case["boxes"], rtol=0, atol=case["tol"])
     np.testing.assert_allclose(landmarks, case["kps"], rtol=0, atol=case["tol"])
-    assert alignment.largest(rows[:, :4]) == case["largest_index"]
+    assert alignment.in_order(rows[:, :4], "largest", picture)[0] == case["largest_index"]
 
 
 @face_cases("scrfd_detect")

@@ -54,7 +54,7 @@ def random_text_encoder(architecture, dtype, device):
 def random_faces():
     """Stands where FaceReader stands: the face stage runs on the CPU and has its own tests."""
 
-    def read(photo):
+    def read(photo, choice):
         numbers = np.random.default_rng(int(photo.sum()))
         return types.SimpleNamespace(
             face_embedding=numbers.standard_normal(512, np.float32),

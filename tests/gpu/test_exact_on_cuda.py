@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from golden import flux_models, golden_fill, goldens
+from golden import flux_models, golden_fill, goldens, people_loops
 from gpu.full_size import MARKS, random_engine
 from model.portraits import portrait, results
+from pulid.engine import Box, Person
 from pulid.flux import latents
 from pulid.identity.attention import FoldedIdentity, ReferenceIdentity
 from pulid.parts import FLUX_DEV
@@ -45,6 +46,14 @@ def test_a_whole_loop_is_the_references(golden_model, case, form):
     goldens.assert_close(packed, goldens.expected(case, "latents_packed"), case["tol"])
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("case", goldens.cases("people", "people_loop"), ids=goldens.case_id)
+@torch.inference_mode()
+def test_a_loop_with_people_is_the_recorded_one(golden_model, case, form):
+    packed = people_loops.denoise(case, form, CUDA)
+    goldens.assert_close(packed, goldens.expected(case, "latents_packed"), case["tol"])
+
+
 @pytest.fixture(scope="module")
 def full_size():
     return random_engine(dataclasses.replace(FLUX_DEV, clip=MARKS), PROFILES["exact"], CUDA)
@@ -55,7 +64,9 @@ def photo(seed):
 
 
 def request(**changes):
-    return portrait(None, **{"id_image": photo(1), "width": 896, "height": 1152, "num_steps": 4, **changes})
+    return portrait(
+        None, **{"id_images": (photo(1),), "width": 896, "height": 1152, "num_steps": 4, **changes}
+    )
 
 
 @pytest.mark.parametrize("changes", [{}, {"true_cfg": 2.0, "start_step": 1}, {"num_outputs": 2}], ids=str)
@@ -72,7 +83,33 @@ def test_a_request_at_full_size_ends_with_pictures(full_size, changes):
 def test_an_identity_of_weight_zero_is_plain_flux_bit_for_bit(full_size):
     pictures = [
         results(full_size, {"job": request(**changes)})["job"].images[0]
-        for changes in ({"id_weight": 0.0}, {"id_image": None})
+        for changes in ({"id_weight": 0.0}, {"id_images": ()})
+    ]
+    assert np.array_equal(*pictures)
+
+
+LEFT, RIGHT = (Box(left=x, top=0.0, right=x + 0.5, bottom=1.0) for x in (0.0, 0.5))
+
+
+@pytest.mark.parametrize("true_cfg", [1.0, 2.0])
+def test_two_people_at_full_size_end_with_a_picture_and_previews_on_the_way(full_size, true_cfg):
+    people = (Person(photos=(0,), region=LEFT), Person(photos=(1, 2), fusion="concat", region=RIGHT))
+    full_size.watch("job", True)
+    full_size.admit(
+        "job", request(id_images=(photo(1), photo(2), photo(3)), people=people, true_cfg=true_cfg)
+    )
+    events = []
+    while step := full_size.step():
+        events.extend(step)
+    assert [event.preview is not None for event in events] == [True, True, True, False]
+    assert events[-1].result.images[0].std() > 1
+
+
+def test_people_of_weight_zero_are_plain_flux_bit_for_bit(full_size):
+    people = (Person(photos=(0,), weight=0.0, region=LEFT), Person(photos=(0,), weight=0.0))
+    pictures = [
+        results(full_size, {"job": request(**changes)})["job"].images[0]
+        for changes in ({"people": people}, {"id_images": ()})
     ]
     assert np.array_equal(*pictures)
 

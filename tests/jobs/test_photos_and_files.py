@@ -28,7 +28,7 @@ def test_any_text_is_bytes_or_refused(text):
     "text", ["", "=", "A", "AA=A", "a,b", "data:image/png;base64,", "data:,abcd", "ab%20"]
 )
 def test_what_is_no_base64_is_refused(text):
-    with pytest.raises(ImageRejected, match="main_face_image is not readable"):
+    with pytest.raises(ImageRejected, match="The photo is not readable"):
         from_base64(text)
 
 

@@ -26,7 +26,7 @@ def expected_bytes(here, prompt="p", **fields):
     """What the engine paints for this body, alone."""
     parsed = parse(here.body(prompt, **fields))
     photo = decode_image(PICTURE)
-    return list(paint(replace(parsed.request, id_image=photo)).images)
+    return list(paint(replace(parsed.request, id_images=(photo,))).images)
 
 
 async def pictures(here, record):

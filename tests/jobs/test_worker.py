@@ -16,17 +16,20 @@ import psutil
 import pytest
 from PIL import Image
 
-from fakes import PATIENCE_S, SECRET, Script, flat_picture, paint
+from fakes import PATIENCE_S, SECRET, Script, flat_picture, paint, photo_of
 from pulid.engine import EngineInfo, GenerationRequest
 from pulid.errors import DeviceUnavailable, EngineFailed, ImageRejected, NoFaceFound, OutOfMemory
 from server.jobs.files import OutputOptions
 from server.jobs.job import StoreFull
 from server.jobs.messages import (
     Admit,
+    AskFaces,
+    AskFailed,
     Cancel,
     DeviceFault,
     EngineFailedToLoad,
     EngineReady,
+    FacesFound,
     Finished,
     JobFailed,
     Prepare,
@@ -92,7 +95,7 @@ class Desk:
                 media_id=media_id(job),
             )
         )
-        return replace(request, id_image=PHOTO)
+        return replace(request, id_images=(PHOTO,))
 
     def run(self, prompt="p", *, job="a", **changes):
         """A whole job; returns its last event."""
@@ -228,6 +231,64 @@ def test_a_job_that_was_cancelled_may_come_again_under_the_same_id(shared):
     shared.pipe.send(Admit("f"))
     assert isinstance(shared.end_of("f"), Finished)
     assert np.array_equal(shared.stored("f")[0], paint(again).images[0])
+
+
+# questions
+
+
+def as_png(pixels):
+    file = BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_a_question_is_answered_with_the_faces_and_the_size_of_the_upright_photo(shared):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    file = BytesIO()
+    Image.fromarray(np.rot90(photo_of(2)).copy()).save(file, "PNG", exif=exif)
+    shared.pipe.send(AskFaces("q", file.getvalue()))
+    answer = shared.next()
+    assert isinstance(answer, FacesFound)
+    assert (answer.question_id, len(answer.faces), answer.width, answer.height) == ("q", 2, 64, 48)
+
+
+@pytest.mark.parametrize(
+    ("photo", "error", "words"),
+    [
+        (b"no photo", ImageRejected, "photo"),
+        (as_png(photo_of(1, "oom")), OutOfMemory, "out of memory"),
+        (as_png(photo_of(1, "raise")), EngineFailed, "internal fault"),
+    ],
+    ids=["unreadable", "oom", "raise"],
+)
+def test_a_question_that_fails_harms_nothing_else(shared, photo, error, words):
+    for _ in range(3):
+        shared.pipe.send(AskFaces("q", photo))
+        answer = shared.next()
+        assert isinstance(answer, AskFailed)
+        assert type(answer.error) is error
+        assert words in str(answer.error)
+        assert SECRET not in str(answer.error)
+    assert isinstance(shared.run(), Finished)
+
+
+def test_a_device_that_is_lost_over_a_question_ends_the_worker_without_an_answer(desk):
+    made = desk().ready()
+    made.pipe.send(AskFaces("q", as_png(photo_of(1, "lose the device"))))
+    assert made.exit_code() == EXIT_FAULT
+    assert [type(event) for event in made.events] == [EngineReady, DeviceFault]
+
+
+def test_questions_are_answered_in_the_middle_of_a_step(desk):
+    made = desk(gated=True).ready()
+    made.prepare(job="a")
+    made.pipe.send(Admit("a"))
+    made.until(Stepping, "a")  # and now it stands at the gate
+    made.pipe.send(AskFaces("q", as_png(photo_of(1))))
+    assert isinstance(made.next(), FacesFound)
+    made.script.open_gate()
+    assert isinstance(made.end_of("a"), Finished)
 
 
 # side by side

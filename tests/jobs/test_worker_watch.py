@@ -9,7 +9,10 @@ from pulid.errors import EngineFailed
 from server.jobs.files import OutputOptions
 from server.jobs.messages import (
     Admit,
+    AskFaces,
+    AskFailed,
     Cancel,
+    FacesFound,
     Finished,
     JobFailed,
     Prepare,
@@ -35,7 +38,7 @@ def prepare(job):
 
 def tell(watch, *conversation, now=0.0):
     for message in conversation:
-        if isinstance(message, Prepare | Admit | Cancel):
+        if isinstance(message, Prepare | Admit | Cancel | AskFaces):
             watch.sent(message)
         else:
             watch.said(message, now)
@@ -98,6 +101,40 @@ def test_every_word_is_a_sign_of_life(watch, event):
         if now % 50 == 0:
             watch.said(event, float(now))
         assert not watch.is_stalled(float(now))
+
+
+ANSWERS = [
+    FacesFound(question_id="q", faces=(), width=1, height=1),
+    AskFailed("q", EngineFailed("x")),
+]
+
+
+def test_a_question_is_no_work_that_a_worker_could_be_killed_over(watch):
+    tell(watch, AskFaces("q", b""))
+    assert not watch.has_work
+    assert stalls_after(watch) is None
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_a_job_that_waits_behind_questions_is_no_stall_while_they_are_answered(watch, answer):
+    tell(watch, *(AskFaces("q", b"") for _ in range(8)), prepare("a"))
+    watch.is_stalled(0.0)
+    for now in range(1, 500):
+        if now % 50 == 0:
+            watch.said(answer, float(now))
+        assert not watch.is_stalled(float(now))
+    assert stalls_after(watch, start=500.0) is not None, "but then nothing was answered any more"
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_answers_do_not_hide_that_the_steps_of_a_job_have_stopped(watch, answer):
+    tell(watch, prepare("a"), Preparing("a"), Prepared("a", {}), Admit("a"), Stepping("a"))
+    watch.is_stalled(0.0)
+    stalled = []
+    for now in range(1, 70):
+        watch.said(answer, float(now))
+        stalled.append(watch.is_stalled(float(now)))
+    assert stalled.index(True) == 60
 
 
 def test_short_steps_leave_the_floor_and_long_ones_raise_it(watch):

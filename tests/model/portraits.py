@@ -19,7 +19,7 @@ def portrait(person="collins", **changes):
     defaults = {
         "prompt": "portrait of woman, neon color, cinematic",
         "seed": 720558,
-        "id_image": None if person is None else photo(person),
+        "id_images": () if person is None else (photo(person),),
         "width": 256,
         "height": 256,
         "num_steps": 4,

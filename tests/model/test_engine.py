@@ -13,7 +13,8 @@ from model.portraits import difference, generate, photo, picture, portrait, resu
 from pulid.errors import Busy, DeviceLost, NoFaceFound, OutOfMemory
 from pulid.flux import latents, sampling
 from pulid.identity.attention import FoldedIdentity, ReferenceIdentity
-from pulid.pipeline import MAX_ROWS, SEED_RANGE, PulidFluxEngine, _content_of
+from pulid.identity.reader import content_of
+from pulid.pipeline import MAX_ROWS, SEED_RANGE, PulidFluxEngine
 from pulid.profiles import PROFILES
 
 DIFFERENT_REQUESTS = {
@@ -38,7 +39,7 @@ def literal_loop(engine, request):
         latents.text_ids(request.max_sequence_length, cpu),
         latents.image_ids(request.height, request.width, cpu),
     )
-    id_tokens = engine._encoder.encode(engine._faces.read(request.id_image))
+    id_tokens = engine._encoder.encode(engine._faces.read(request.id_images[0]))
     identity, uncond = (
         ReferenceIdentity.of(engine._attentions, tokens, request.id_weight, torch.float32)
         for tokens in (id_tokens, engine._encoder.unconditional())
@@ -161,19 +162,19 @@ def test_nothing_of_an_identity_stays_behind(engine):
 
 def test_a_photo_without_a_face_is_refused_and_leaves_nothing_in_flight(engine):
     with pytest.raises(NoFaceFound, match="Use a photo with one clear"):
-        engine.admit("faceless", portrait(id_image=np.full((300, 300, 3), 128, np.uint8)))
+        engine.admit("faceless", portrait(id_images=(np.full((300, 300, 3), 128, np.uint8),)))
     assert engine.step() == []
 
 
 def test_the_face_is_read_once_for_one_photo(engine):
     seen = []
     reads = engine._faces.read
-    engine._faces.read = lambda image: seen.append(1) or reads(image)
+    engine._faces.read = lambda *args: seen.append(1) or reads(*args)
     try:
         fresh = photo("collins").copy()
         fresh[0, 0] += 1
         for seed in (1, 2):
-            picture(engine, id_image=fresh, seed=seed)
+            picture(engine, id_images=(fresh,), seed=seed)
     finally:
         del engine._faces.read
     assert len(seen) == 1
@@ -219,7 +220,7 @@ def test_a_full_engine_says_busy(engine):
 
 
 def test_prepared_identities_are_of_the_profiles_form(engine):
-    assert isinstance(engine._folded(portrait(), engine._encoder.unconditional()), FoldedIdentity)
+    assert isinstance(engine._folded(engine._encoder.unconditional(), 1.0), FoldedIdentity)
 
 
 # prepare
@@ -246,7 +247,7 @@ def test_a_prepared_request_gives_the_bytes_of_the_same_request_admitted_whole(e
 def test_a_prepared_request_no_longer_holds_the_photo_and_knows_its_timings(engine):
     request = portrait()
     prepared = engine.prepare(request)
-    assert prepared.request == dataclasses.replace(request, id_image=None)
+    assert prepared.request == dataclasses.replace(request, id_images=())
     assert set(prepared.timings) == {"face", "text"}
     assert engine.step() == [], "preparing puts nothing in flight"
     assert set(run_prepared(engine, prepared).timings) == {"face", "text", "denoise", "decode"}
@@ -266,7 +267,7 @@ def test_preparing_reads_the_face_and_both_prompts_so_that_admitting_does_not(en
 
 def test_a_photo_without_a_face_is_refused_when_it_is_prepared(engine):
     with pytest.raises(NoFaceFound):
-        engine.prepare(portrait(id_image=np.full((300, 300, 3), 127, np.uint8)))
+        engine.prepare(portrait(id_images=(np.full((300, 300, 3), 127, np.uint8),)))
 
 
 def test_preparing_beside_the_steps_changes_neither_picture(engine):
@@ -274,7 +275,7 @@ def test_preparing_beside_the_steps_changes_neither_picture(engine):
     running = portrait("obama", seed=11, num_steps=12)
     fresh = photo("collins").copy()
     fresh[0, 0] ^= 1
-    ahead = portrait(id_image=fresh, prompt="a prompt that nobody has asked for", true_cfg=1.5)
+    ahead = portrait(id_images=(fresh,), prompt="a prompt that nobody has asked for", true_cfg=1.5)
     prepared = []
     second = threading.Thread(target=lambda: prepared.append(engine.prepare(ahead)))
     engine.admit("running", running)
@@ -324,11 +325,11 @@ def test_out_of_memory_while_reading_a_photo_is_said_so_and_keeps_nothing_alive(
     call = {"prepare": engine.prepare, "admit": lambda request: engine.admit("large", request)}[verb]
     with broken(engine._encoder.idformer, torch.OutOfMemoryError) as kept:
         with pytest.raises(OutOfMemory) as caught:
-            call(portrait(id_image=fresh))
+            call(portrait(id_images=(fresh,)))
         assert caught.value.__context__ is None
         assert kept[0]() is None
     assert engine.step() == []
-    assert picture(engine, id_image=fresh).shape == (256, 256, 3)
+    assert picture(engine, id_images=(fresh,)).shape == (256, 256, 3)
 
 
 @pytest.mark.parametrize(
@@ -364,7 +365,7 @@ def test_an_error_of_our_own_stays_what_it_is(engine):
 def test_a_prepared_request_tells_what_was_known_already(engine):
     fresh = photo("collins").copy()
     fresh[1, 1] += 1
-    request = portrait(id_image=fresh, prompt="a prompt of this test alone")
+    request = portrait(id_images=(fresh,), prompt="a prompt of this test alone")
     assert engine.prepare(request).cache_hits == {"identity": False, "prompt": False}
     assert engine.prepare(request).cache_hits == {"identity": True, "prompt": True}
 
@@ -379,5 +380,5 @@ def test_a_rotary_table_is_kept_by_its_shape_and_not_by_its_size(engine):
 
 def test_photos_of_equal_bytes_and_other_shapes_are_different_photos():
     flat = np.arange(32 * 48 * 3, dtype=np.uint8)
-    seen = [_content_of(flat.reshape(shape)) for shape in ((32, 48, 3), (48, 32, 3))]
+    seen = [content_of(flat.reshape(shape)) for shape in ((32, 48, 3), (48, 32, 3))]
     assert seen[0] != seen[1]

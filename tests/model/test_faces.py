@@ -15,7 +15,8 @@ from facexlib.detection.retinaface import RetinaFace
 from facexlib.parsing.bisenet import BiSeNet
 from PIL import ExifTags, Image
 
-from pulid.errors import NoFaceFound, SetupError
+from pulid.engine import FaceChoice
+from pulid.errors import NoFaceFound, SetupError, SeveralFaces
 from pulid.identity import alignment
 from pulid.identity.face import FaceReader, load_face_reader, parsing_input
 from pulid.identity.face_weights import (
@@ -219,8 +220,9 @@ def test_the_largest_of_six_faces_decides(reader, analysis):
 def test_of_equally_large_faces_the_last_decides_and_of_equally_central_ones_the_first():
     left, right = [0, 0, 10, 20], [90, 0, 100, 20]
     boxes = np.array([left, right, [40, 0, 45, 5]], np.float32)
-    assert alignment.largest(boxes) == 1
-    assert alignment.most_central(boxes[:2], np.zeros((20, 100, 3), np.uint8)) == 0
+    picture = np.zeros((20, 100, 3), np.uint8)
+    assert alignment.in_order(boxes, "largest", picture).tolist() == [1, 0, 2]
+    assert alignment.in_order(boxes[:2], "central", picture).tolist() == [0, 1]
 
 
 def test_one_face_mode_aligns_the_person_arcface_sees(make_reader, analysis):
@@ -270,6 +272,89 @@ def test_where_retinaface_misses_the_person_insightfaces_landmarks_align(
     retinaface = ScriptedRetinaFace(*([neighbour] if retinaface_sees == "only the neighbour" else []))
     expected = make_reader(None).read(picture).aligned
     assert (make_reader(retinaface).read(picture).aligned == expected).all()
+
+
+# ---- the caller names a face ----
+
+
+@pytest.mark.parametrize("mode", ["one-face", "reference"])
+@pytest.mark.parametrize(
+    "choice",
+    [FaceChoice(index=1), FaceChoice(order="central"), FaceChoice(index=1, order="left-to-right")],
+    ids=str,
+)
+def test_both_detectors_follow_a_face_that_is_named(make_reader, analysis, mode, choice):
+    picture = obama_large_at_the_left_and_ardern_small_in_the_centre()
+    retinaface = ScriptedRetinaFace(*found_by_insightface(analysis, picture))
+    face = make_reader(retinaface, mode=mode).read(picture, choice)
+    assert_shows(make_reader(), face.face_embedding, face.aligned, arcface="ardern", crop="ardern")
+
+
+def test_the_default_choice_in_words_is_the_default(make_reader, analysis):
+    picture = obama_large_at_the_left_and_ardern_small_in_the_centre()
+    retinaface = ScriptedRetinaFace(*found_by_insightface(analysis, picture))
+    for mode in ("one-face", "reference"):
+        reader = make_reader(retinaface, mode=mode)
+        by_default, named = reader.read(picture), reader.read(picture, FaceChoice(index=0, order="largest"))
+        assert (by_default.aligned == named.aligned).all()
+        assert (by_default.face_embedding == named.face_embedding).all()
+
+
+def test_a_strict_reader_refuses_several_faces_and_says_how_many(make_reader, analysis):
+    strict = FaceChoice(strict=True)
+    for picture, count in ((six_people(), 6), (obama_large_at_the_left_and_ardern_small_in_the_centre(), 2)):
+        with pytest.raises(SeveralFaces, match=f"shows {count} faces") as caught:
+            make_reader().read(picture, strict)
+        assert caught.value.code == "several_faces"
+    several = ScriptedRetinaFace(*found_by_insightface(analysis, six_people()))
+    with pytest.raises(SeveralFaces, match="shows 6 faces"):
+        make_reader(several).read(nobody(), strict)
+    expected = make_reader().read(photo("obama"))
+    assert (make_reader().read(photo("obama"), strict).aligned == expected.aligned).all()
+
+
+@pytest.mark.parametrize(("name", "count"), [("obama", "1 face"), ("crowd", "6 faces")])
+def test_a_face_that_is_not_there_is_no_face(reader, name, count):
+    picture = six_people() if name == "crowd" else photo(name)
+    index = int(count.split()[0])
+    says = f"shows {count}, and face {index} was asked for, counted from 0"
+    with pytest.raises(NoFaceFound, match=says):
+        reader.read(picture, FaceChoice(index=index))
+    with pytest.raises(NoFaceFound, match="No face found"):
+        reader.read(nobody(), FaceChoice(index=index))
+
+
+def test_where_only_retinaface_sees_faces_the_most_central_one_comes_first(make_reader):
+    landmarks = template_in_a_box() * 90
+    height, width = nobody().shape[:2]
+    corners = {"largest": (0, 0), "central": (width / 2 - 50, height / 2 - 50), "right": (width - 95, 0)}
+    sides = {"largest": 120, "central": 100, "right": 90}
+    boxes = {name: np.array([*at, at[0] + sides[name], at[1] + sides[name]]) for name, at in corners.items()}
+    reader = make_reader(ScriptedRetinaFace(*((boxes[name], landmarks + corners[name]) for name in boxes)))
+    found = reader.faces(nobody())
+    assert [round(face.box.left * width) for face in found] == [
+        round(corners[name][0]) for name in ("central", "largest", "right")
+    ]
+    assert found[0].score == pytest.approx(0.99)
+    for choice, name in (
+        (FaceChoice(), "central"),
+        (FaceChoice(index=1), "largest"),
+        (FaceChoice(index=2, order="left-to-right"), "right"),
+    ):
+        points = (landmarks + corners[name]).astype(np.float32)
+        expected = alignment.face_crop(nobody()[..., ::-1], points)[..., ::-1]
+        assert (reader.read(nobody(), choice).aligned == expected).all(), name
+
+
+def test_listed_faces_are_in_the_order_in_which_they_are_chosen(reader):
+    picture = six_people()
+    height, width = picture.shape[:2]
+    for index, face in enumerate(reader.faces(picture)):
+        box = np.array([face.box.left, face.box.top, face.box.right, face.box.bottom])
+        x1, y1, x2, y2 = (box * (width, height, width, height)).astype(int)
+        alone = reader.read(picture[max(0, y1 - 60) : y2 + 60, max(0, x1 - 60) : x2 + 60])
+        chosen = reader.read(picture, FaceChoice(index=index))
+        assert cosine(chosen.face_embedding, alone.face_embedding) > 0.8
 
 
 # ---- no face, or only half of one ----

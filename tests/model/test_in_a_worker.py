@@ -55,7 +55,7 @@ def test_jobs_that_are_prepared_beside_each_other_get_the_bytes_they_get_alone(w
     for name, request in REQUESTS.items():
         order = Prepare(
             job_id=name,
-            request=replace(request, id_image=None),
+            request=replace(request, id_images=()),
             photo=PHOTOS / f"{name}.jpg",
             output=OutputOptions(format="png"),
             media_id=media[name],
@@ -69,7 +69,7 @@ def test_jobs_that_are_prepared_beside_each_other_get_the_bytes_they_get_alone(w
     while finished < len(REQUESTS):
         finished += isinstance(told(pipe), Finished)
     for name, request in REQUESTS.items():
-        alone = generate(engine, replace(request, id_image=photo(name)))
+        alone = generate(engine, replace(request, id_images=(photo(name),)))
         for number, image in enumerate(alone.images):
             stored = np.asarray(Image.open(tmp_path / media[name] / f"{number}.png"))
             assert np.array_equal(stored, image), name

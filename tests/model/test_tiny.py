@@ -52,7 +52,7 @@ def faces_of_a_crowd():
 def test_any_two_of_nine_strangers_differ_by_eight_levels(engine):
     photos = [*faces_of_a_crowd(), *(photo(name) for name in ("collins", "obama", "ardern"))]
     assert len(photos) == 9
-    pictures = [picture(engine, id_image=image) for image in photos]
+    pictures = [picture(engine, id_images=(image,)) for image in photos]
     assert min(difference(*pair) for pair in combinations(pictures, 2)) >= 8
 
 
@@ -64,7 +64,7 @@ def test_any_two_of_nine_strangers_differ_by_eight_levels(engine):
 def test_two_encodings_of_one_photo_differ_by_less_than_two_levels(engine, person, file_format, options):
     original = photo(person)
     again = encoded(original, file_format, **options)
-    pictures = [picture(engine, id_image=image) for image in (original, again)]
+    pictures = [picture(engine, id_images=(image,)) for image in (original, again)]
     assert difference(*pictures) < 2
 
 

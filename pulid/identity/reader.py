@@ -1,0 +1,84 @@
+"""People as a request names them -> identities: photos are read once, identity files are checked.
+
+Face reader and encoder with a memory: what was read from a photo is kept by the photo's content and
+the face that was meant. For one thread at a time, as the detectors are. Does not know: prompts,
+where in the picture a person goes (`people`), how tokens reach the transformer (`attention`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from pulid.cache import LruCache
+from pulid.engine import FaceChoice, Fusion, Person, RgbImage
+from pulid.errors import BadRequest
+from pulid.identity.encoder import IdentityEncoder
+from pulid.identity.face import FaceReader
+from pulid.identity.identity_file import fingerprint, read_identity, write_identity
+from pulid.identity.likeness import unit
+from pulid.identity.people import Identity, fuse
+from pulid.identity.region import check_region
+
+CACHED_IDENTITIES = 64  # at full size 128 KiB each
+
+
+class IdentityReader:
+    def __init__(self, faces: FaceReader, encoder: IdentityEncoder) -> None:
+        self._faces = faces
+        self._encoder = encoder
+        self._identities: LruCache[tuple[bytes, FaceChoice], Identity] = LruCache(CACHED_IDENTITIES)
+        self.tokens_per_photo = encoder.idformer.num_queries
+        self.checkpoint = fingerprint((encoder.idformer, encoder.eva))
+
+    def knows(self, photos: Sequence[RgbImage], person: Person) -> bool:
+        """Whether `read` would answer from memory."""
+        return all((content_of(photos[index]), person.face) in self._identities for index in person.photos)
+
+    def read(self, photos: Sequence[RgbImage], person: Person) -> Identity:
+        """One person; `photos` are the request's. Raises NoFaceFound, SeveralFaces or IdentityRejected."""
+        if person.identity is not None:
+            return self._from_file(person.identity)
+        return self.read_photos([photos[index] for index in person.photos], person.fusion, person.face)
+
+    def read_photos(self, photos: Sequence[RgbImage], fusion: Fusion, face: FaceChoice) -> Identity:
+        """Several photos of one person. Raises NoFaceFound or SeveralFaces."""
+        if not photos:
+            raise BadRequest("An identity needs at least one photo of the person.")
+        return fuse([self._from_photo(photo, face) for photo in photos], fusion)
+
+    def as_file(self, identity: Identity) -> bytes:
+        """Raises BadRequest for more photos side by side than a file may hold."""
+        return write_identity(identity, self.checkpoint, tokens_per_photo=self.tokens_per_photo)
+
+    def _from_photo(self, photo: RgbImage, face: FaceChoice) -> Identity:
+        def make() -> Identity:
+            crop = self._faces.read(photo, face)
+            return Identity(self._encoder.encode(crop), unit(crop.face_embedding))
+
+        return self._identities.get_or_make((content_of(photo), face), make)
+
+    def _from_file(self, data: bytes) -> Identity:
+        read = read_identity(
+            data,
+            checkpoint=self.checkpoint,
+            tokens_per_photo=self.tokens_per_photo,
+            token_width=self._encoder.idformer.proj_out.shape[1],
+        )
+        tokens = read.tokens.to(device=self._encoder.device, dtype=self._encoder.dtype)
+        return Identity(tokens, read.face_embedding)
+
+
+def content_of(photo: RgbImage) -> bytes:
+    return hashlib.blake2b(photo.tobytes(), key=str(photo.shape).encode(), digest_size=16).digest()
+
+
+def check_people(people: Sequence[Person], photos: int) -> None:
+    """Raises BadRequest where a person has no face to come from, or no place to go."""
+    for person in people:
+        if bool(person.photos) == (person.identity is not None):
+            raise BadRequest("Give each person either photos or an identity file.")
+        if not all(0 <= index < photos for index in person.photos):
+            raise BadRequest(f"A person names a photo that is not there: {photos} came with the request.")
+        if person.region is not None:
+            check_region(person.region)

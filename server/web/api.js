@@ -1,0 +1,100 @@
+// The server's routes, over fetch: the API key, errors as sentences, server-sent events.
+//
+// Knows no parameter and no element of the page. Addresses are relative to the page's own, so that it
+// works behind a proxy that adds a path.
+
+const KEY = "flux-pulid-api-key"; // in sessionStorage: gone with the tab
+
+export const BASE = new URL(".", location.href);
+
+export class ApiError extends Error {
+  constructor(message, { status = 0, fields = [] } = {}) {
+    super(message);
+    this.status = status; // 0: there was no answer
+    this.fields = fields; // [{field, message}]
+  }
+}
+
+let askForKey = async () => null; // resolves to a key, or to null where the person gives none
+
+export function whenKeyIsNeeded(ask) {
+  askForKey = ask;
+}
+
+export const apiKey = () => sessionStorage.getItem(KEY) ?? "";
+
+export function setApiKey(key) {
+  if (key) sessionStorage.setItem(KEY, key);
+  else sessionStorage.removeItem(KEY);
+}
+
+/** The response of a call that succeeded. Asks for a key where the server wants one and the call may. Throws ApiError. */
+export async function call(path, { method = "GET", json, signal, mayAskForKey = true } = {}) {
+  for (;;) {
+    const key = apiKey();
+    const headers = {
+      ...(key && { "x-api-key": key }),
+      ...(json !== undefined && { "content-type": "application/json" }),
+    };
+    const body = json === undefined ? undefined : JSON.stringify(json);
+    const response = await reach(path, { method, headers, body, signal });
+    if (response.ok) return response;
+    const error = await errorOf(response);
+    if (response.status !== 401 || !mayAskForKey || (await askForKey(error.message, key)) === null) throw error;
+  }
+}
+
+export async function callJson(path, options) {
+  return parseJson(await (await call(path, options)).text());
+}
+
+async function reach(path, options) {
+  try {
+    return await fetch(new URL(path, BASE), { ...options, cache: "no-store" });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new ApiError("The server does not answer. Check that it runs, then try again.");
+  }
+}
+
+async function errorOf(response) {
+  const text = await response.text();
+  try {
+    const { error, fields } = JSON.parse(text);
+    return new ApiError(error, { status: response.status, fields: fields ?? [] });
+  } catch {
+    // Not from this server: a proxy before it.
+    return new ApiError(`The server answered with status ${response.status}.`, { status: response.status });
+  }
+}
+
+/** JSON whose integers beyond 2^53 stay what they are, as text: seeds have 63 bits. */
+export function parseJson(text) {
+  return JSON.parse(text, (_, value, context) => {
+    const isRounded = Number.isInteger(value) && !Number.isSafeInteger(value);
+    return isRounded && context?.source ? context.source : value;
+  });
+}
+
+/** The events of a job, until the stream ends. */
+export async function* eventsOf(path, signal) {
+  const response = await call(path, { signal });
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  try {
+    for (;;) {
+      const { value, done } = await reader.read();
+      if (done) return;
+      const events = (rest + value).split("\n\n");
+      rest = events.pop();
+      yield* events.map(dataOf).filter(Boolean).map(parseJson);
+    }
+  } finally {
+    await reader.cancel().catch(() => {}); // it has ended, or the connection has
+  }
+}
+
+function dataOf(event) {
+  const lines = event.split("\n").filter((line) => line.startsWith("data:"));
+  return lines.map((line) => line.slice(5).trimStart()).join("\n");
+}

@@ -1,0 +1,43 @@
+// What this server takes and offers, read out of its OpenAPI document. No parameter is described
+// anywhere else on the page.
+
+const SUBMIT = "/v2/flux-pulid";
+const EVENTS = "/v2/requests/{request_id}/events";
+const FACES = "/v1/faces";
+
+export function readSchema(openapi) {
+  const body = openapi.paths[SUBMIT].post.requestBody.content["application/json"].schema;
+  const parameters = new Map();
+  for (const [name, property] of Object.entries(body.properties)) {
+    parameters.set(name, parameterOf(name, property));
+  }
+  const eventQueries = openapi.paths[EVENTS].get.parameters ?? [];
+  return {
+    parameters,
+    listsFaces: FACES in openapi.paths,
+    sendsPreviews: eventQueries.some(({ name }) => name === "preview"),
+  };
+}
+
+/** One parameter, with the null of an optional one taken out. */
+function parameterOf(name, property) {
+  const branch = (property.anyOf ?? []).find(({ type }) => type !== "null") ?? {};
+  const rule = { ...property, ...branch };
+  return {
+    name,
+    type: rule.type,
+    choices: rule.enum ?? null,
+    minimum: rule.minimum ?? null,
+    maximum: rule.maximum ?? null,
+    initial: rule.default ?? null, // null: the server decides
+    meaning: rule.description ?? "",
+    example: rule.examples?.[0] ?? "",
+  };
+}
+
+/** For example "a whole number from 256 to 1536". */
+export function allowed({ type, choices, minimum, maximum }) {
+  if (choices) return `one of ${choices.join(", ")}`;
+  const noun = { integer: "a whole number", number: "a number", boolean: "true or false" }[type] ?? "text";
+  return minimum === null || maximum === null ? noun : `${noun} from ${minimum} to ${maximum}`;
+}

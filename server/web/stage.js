@@ -1,0 +1,254 @@
+// The large view of one portrait: what it will be, how it stands, what it became.
+//
+// Progress changes what is there; only another state builds the view anew, so that the keyboard's
+// focus stays where it is. What the buttons do is handed in.
+
+import { BASE } from "./api.js";
+import { announce, duration, el, inWords, showBlob } from "./dom.js";
+import { isRunning } from "./portraits.js";
+import { SNIPPETS } from "./snippets.js";
+
+const QUARTERS = 4; // how often progress is told to people who do not see it
+
+export class Stage {
+  /** `actions`: what the buttons do, by name; `sizeOf(sent)`: the size a picture will have. */
+  constructor(root, { actions, sizeOf }) {
+    this.root = root;
+    this.actions = actions;
+    this.sizeOf = sizeOf;
+    this.portrait = null;
+    this.show(null);
+  }
+
+  show(portrait) {
+    const isSame = portrait !== null && portrait === this.portrait && isRunning(portrait) && this.running;
+    this.portrait = portrait;
+    if (!isSame) this.build();
+    if (this.running) this.update();
+  }
+
+  build() {
+    const had = this.root.contains(document.activeElement);
+    this.running = null;
+    this.root.replaceChildren(...this.parts());
+    if (had) this.root.focus();
+  }
+
+  parts() {
+    if (this.portrait === null) return [welcome(this.sizeOf({}))];
+    if (isRunning(this.portrait)) return this.work();
+    if (this.portrait.state === "FAILED") return this.failure();
+    return this.portrait.pictures.length ? this.result() : [];
+  }
+
+  work() {
+    const { sent } = this.portrait;
+    const count = sent.num_outputs ?? 1;
+    const frames = Array.from({ length: count }, () => framed(this.sizeOf(sent), { class: "frame waiting" }));
+    const text = el("p", { class: "progress-text" });
+    const bar = el("progress", { "aria-label": "Progress", max: 1 });
+    const cancel = el(
+      "button",
+      { type: "button", class: "button", onclick: () => this.actions.cancel(this.portrait) },
+      "Cancel",
+    );
+    this.running = { frame: frames[0], text, bar, cancel, told: null };
+    // With the empty captions of the pictures, which then come into the same places.
+    const figures = frames.map((frame) => el("figure", {}, frame, el("figcaption")));
+    const line = el("div", { class: "progress-line" }, text, cancel);
+    return [over(line, bar), gallery(figures), under(quote(sent.prompt))];
+  }
+
+  update() {
+    const { frame, text, bar, cancel } = this.running;
+    const { state, step, steps, preview, cancelled } = this.portrait;
+    text.textContent = progressText(this.portrait);
+    if (steps && state !== "QUEUED") bar.value = step / steps;
+    else bar.removeAttribute("value");
+    cancel.disabled = cancelled === true;
+    if (preview) previewIn(frame).src = preview;
+    this.tellQuarters();
+  }
+
+  tellQuarters() {
+    const { state, step, steps } = this.portrait;
+    const now = `${state} ${steps ? Math.floor((QUARTERS * step) / steps) : 0}`;
+    if (now !== this.running.told) announce(progressText(this.portrait));
+    this.running.told = now;
+  }
+
+  failure() {
+    const { error, cancelled, sent } = this.portrait;
+    const buttons = [this.button("Try again", "retry"), this.button("Use these settings", "reuse")];
+    return [
+      el(
+        "div",
+        { class: `outcome ${cancelled ? "calm" : "wrong"}` },
+        el("h2", {}, cancelled ? "Cancelled" : "No picture this time"),
+        el("p", {}, error),
+        el("div", { class: "buttons" }, ...buttons),
+      ),
+      quote(sent.prompt),
+    ];
+  }
+
+  result() {
+    const { pictures, sent } = this.portrait;
+    const buttons = [
+      this.button("Same again, another seed", "again"),
+      this.button("Use these settings", "reuse"),
+      this.button("Delete", "remove", "quiet"),
+    ];
+    return [
+      over(quote(sent.prompt)),
+      gallery(pictures.map((picture, i) => this.figure(picture, i))),
+      under(el("div", { class: "buttons" }, ...buttons), this.copyRow(), this.facts()),
+    ];
+  }
+
+  copyRow() {
+    const chips = Object.keys(SNIPPETS).map((language) => {
+      const copy = () => this.actions.copy(this.portrait, language);
+      return el("button", { type: "button", class: "chip", onclick: copy }, language);
+    });
+    this.copied = el("span", { class: "hint" }, "Copy as");
+    return el(
+      "div",
+      { class: "buttons", role: "group", "aria-label": "Copy the request" },
+      this.copied,
+      ...chips,
+    );
+  }
+
+  /** Say beside the copy buttons what has become of it. */
+  tellCopied(text) {
+    this.copied.textContent = text;
+  }
+
+  figure(picture, i) {
+    const { width, height, path, seed, bytes } = picture;
+    const address = new URL(path, BASE).href;
+    const { prompt } = this.portrait.sent;
+    const count = this.portrait.pictures.length;
+    const alt = `Picture ${i + 1} of ${count}: ${prompt}`;
+    const image = el("img", { alt, width, height });
+    image.addEventListener("error", () => this.standIn(image), { once: true });
+    image.src = address;
+    const frame = framed(
+      picture,
+      { class: "frame", href: address, target: "_blank", rel: "noopener" },
+      image,
+    );
+    const name = `portrait-${seed}.${path.split(".").at(-1)}`;
+    const title = `${width} × ${height}, ${Math.ceil(bytes / 1000)} kB`;
+    const download = (event) => {
+      event.preventDefault();
+      this.actions.download(address, name);
+    };
+    return el(
+      "figure",
+      {},
+      frame,
+      el(
+        "figcaption",
+        {},
+        el("span", {}, `Seed ${seed}`),
+        likeness(picture),
+        el(
+          "a",
+          { href: address, title, "aria-label": `Download picture ${i + 1}`, onclick: download },
+          "Download",
+        ),
+      ),
+    );
+  }
+
+  /** The server keeps pictures for a while; the thumbnail stays in this browser. */
+  standIn(image) {
+    const caption = image.closest("figure").querySelector("figcaption");
+    caption.replaceChildren(
+      "The server no longer has this picture; this is the small copy kept in this browser.",
+    );
+    image.closest("a").removeAttribute("href");
+    if (this.portrait?.thumbnail) showBlob(image, this.portrait.thumbnail);
+  }
+
+  facts() {
+    const { sent, pictures, seconds, at } = this.portrait;
+    const [{ width, height, seed }] = pictures;
+    const rows = {
+      ...sent,
+      size: `${width} × ${height}`,
+      seed,
+      time: duration(seconds),
+      made: new Date(at).toLocaleString(),
+    };
+    delete rows.prompt;
+    const cells = Object.entries(rows).flatMap(([name, value]) => [
+      el("dt", {}, inWords(name)),
+      el("dd", {}, String(value)),
+    ]);
+    return el("details", { class: "facts" }, el("summary", {}, "Parameters"), el("dl", {}, ...cells));
+  }
+
+  button(text, action, kind = "button") {
+    return el(
+      "button",
+      { type: "button", class: kind, onclick: () => this.actions[action](this.portrait) },
+      text,
+    );
+  }
+}
+
+/** "Step 3 of 20, about 12 s left". */
+export function progressText({ state, position, step, steps, left, cancelled }) {
+  if (cancelled) return "Cancelling …";
+  if (state === "COMPLETED") return "Finishing the picture";
+  if (state === "QUEUED") {
+    if (position === null || position === undefined) return "Waiting for its turn";
+    return position === 0 ? "Next in line" : `Waiting, ${position} before this one`;
+  }
+  if (!steps || step === 0) return "Reading the face and the prompt";
+  if (step === steps) return "Finishing the picture";
+  return `Step ${step} of ${steps}${left === null ? "" : `, about ${duration(left)} left`}`;
+}
+
+function welcome(size) {
+  const steps = [
+    ["Choose a photo", "with one clear face. It stays between this browser and this server."],
+    ["Say what to paint", "in a few words, or take one of the ideas."],
+    ["Make the portrait", "and watch it come up here, step by step."],
+  ];
+  const items = steps.map(([what, how]) => el("li", {}, el("strong", {}, what), ` ${how}`));
+  return el("div", { class: "welcome" }, framed(size, { class: "frame" }, el("ol", {}, ...items)));
+}
+
+function previewIn(frame) {
+  const image = frame.querySelector("img");
+  if (image) return image;
+  const added = el("img", { alt: "Preview of the picture", class: "preview" });
+  frame.append(added);
+  return added;
+}
+
+const quote = (prompt) => el("p", { class: "quote" }, prompt);
+
+function likeness({ similarity }) {
+  if (similarity === undefined) return null;
+  const text = similarity === null ? "no face seen" : `likeness ${similarity.toFixed(2)}`;
+  return el("span", { title: "Cosine between the face of the photo and that of the picture" }, text);
+}
+
+const gallery = (figures) => el("div", { class: `gallery of-${figures.length}` }, ...figures);
+
+// Above and below the pictures: as high while they are painted as when they are done.
+const over = (...parts) => el("div", { class: "over" }, ...parts);
+const under = (...parts) => el("div", { class: "under" }, ...parts);
+
+/** A frame that has the picture's shape before there is a picture, so that nothing moves. */
+function framed({ width, height }, attributes, ...children) {
+  const frame = el(attributes.href ? "a" : "div", attributes, ...children);
+  frame.style.setProperty("--width", width);
+  frame.style.setProperty("--height", height);
+  return frame;
+}

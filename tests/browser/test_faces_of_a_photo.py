@@ -1,0 +1,98 @@
+"""Which faces were found is drawn over the photo, and one of them can be picked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import insightface
+import pytest
+from PIL import Image
+from playwright.sync_api import expect
+
+from live_server import PHOTOS
+
+CROWD = Path(insightface.__file__).parent / "data" / "images" / "t1.jpg"  # six people at a table
+
+
+@pytest.fixture
+def couple(tmp_path):
+    """One photo with two people, the larger face on the left."""
+    photo = Image.new("RGB", (732, 512), "lightgrey")
+    photo.paste(Image.open(PHOTOS / "ardern.jpg"), (0, 0))
+    photo.paste(Image.open(PHOTOS / "obama.jpg").resize((320, 368)), (400, 90))
+    photo.save(tmp_path / "couple.jpg")
+    return tmp_path / "couple.jpg"
+
+
+def face(visitor, number, count=2):
+    return visitor.page.get_by_role("radio", name=f"Face {number} of {count}")
+
+
+def middle(visitor, number, count=2):
+    """Where a box is, as fractions of the shown photo."""
+    photo = visitor.page.locator("#photo-image").bounding_box()
+    box = face(visitor, number, count).bounding_box()
+    return (
+        (box["x"] + box["width"] / 2 - photo["x"]) / photo["width"],
+        (box["y"] + box["height"] / 2 - photo["y"]) / photo["height"],
+    )
+
+
+def test_each_face_has_its_box_over_it(visitor, couple):
+    visitor.choose(couple)
+    expect(visitor.page.get_by_text("2 faces found: choose one.")).to_be_visible()
+    assert middle(visitor, 1) == pytest.approx((0.25, 0.35), abs=0.06)
+    assert middle(visitor, 2) == pytest.approx((0.75, 0.45), abs=0.06)
+
+
+def test_each_of_six_people_can_be_chosen_and_is_painted(visitor):
+    visitor.asks_for_a_small_one(num_steps=1)
+    visitor.choose(CROWD)
+    expect(visitor.page.get_by_text("6 faces found: choose one.")).to_be_visible()
+    places = {middle(visitor, number, 6) for number in range(1, 7)}
+    assert len(places) == 6
+    assert all(0 < x < 1 and 0 < y < 1 for x, y in places)
+    face(visitor, 6, 6).check()
+    assert visitor.make()["face_index"] == 5
+    visitor.gets_a_picture()
+
+
+def test_a_photo_of_nobody_is_told_at_once(visitor, tmp_path):
+    Image.new("RGB", (256, 256), (40, 90, 160)).save(tmp_path / "nobody.png")
+    visitor.choose(tmp_path / "nobody.png")
+    expect(visitor.problem_with("main_face_image")).to_have_text(
+        "No face was found in this photo. Choose another one."
+    )
+
+
+def test_a_group_is_refused_where_only_one_face_may_be_there(visitor, couple):
+    visitor.asks_for_a_small_one(num_steps=1)
+    visitor.control("strict_face").check()
+    visitor.choose(couple)
+    assert visitor.make()["strict_face"] is True
+    expect(visitor.page.get_by_text("The photo shows 2 faces").first).to_be_visible()
+
+
+def test_the_largest_is_taken_unless_another_is_picked_with_the_mouse_or_the_keyboard(visitor, couple):
+    visitor.asks_for_a_small_one(num_steps=1)
+    visitor.choose(couple)
+    expect(face(visitor, 1)).to_be_checked()
+    assert "face_index" not in visitor.make()
+    expect(visitor.portraits()).to_have_count(1)
+    face(visitor, 2).check()
+    assert visitor.make()["face_index"] == 1
+    expect(visitor.portraits()).to_have_count(2)
+    face(visitor, 2).press("ArrowLeft")
+    expect(face(visitor, 1)).to_be_checked()
+    face(visitor, 1).press("ArrowRight")
+    assert visitor.make()["face_index"] == 1
+    expect(visitor.portraits()).to_have_count(3)
+
+
+def test_another_photo_forgets_the_choice(visitor, couple):
+    visitor.asks_for_a_small_one(num_steps=1)
+    visitor.choose(couple)
+    face(visitor, 2).check()
+    visitor.choose(couple)
+    expect(face(visitor, 1)).to_be_checked()
+    assert "face_index" not in visitor.make()
