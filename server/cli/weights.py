@@ -58,6 +58,12 @@ app = typer.Typer(name="weights", help=_HELP, no_args_is_help=True)
 
 # ---- options that several commands have ----
 
+TrustFirst = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Accept a file that could hold code although nobody has said its hash.", metavar="NAME"
+    ),
+]
 Names = Annotated[
     list[str] | None,
     typer.Argument(
@@ -224,12 +230,7 @@ def _totals(needed: Sequence[Mapping[str, Any]], place: Place) -> str:
 @app.command()
 def fetch(
     names: Names = None,
-    trust_first: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Accept a file that could hold code although nobody has said its hash.", metavar="NAME"
-        ),
-    ] = None,
+    trust_first: TrustFirst = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be fetched.")] = False,
     weights_dir: WeightsDir = None,
     config: ConfigFile = None,
@@ -438,12 +439,7 @@ def import_files(
         str | None,
         typer.Option("--as", help="A file of unknown hash is this checkpoint, on your word.", metavar="NAME"),
     ] = None,
-    trust_first: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Accept a file that could hold code although nobody has said its hash.", metavar="NAME"
-        ),
-    ] = None,
+    trust_first: TrustFirst = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be taken.")] = False,
     weights_dir: WeightsDir = None,
     config: ConfigFile = None,
