@@ -1,9 +1,8 @@
 """One worker process per device: started, heard, watched, started again after a death, stopped.
 
-Everything public belongs to the event loop, and `on_event` is called there. Each worker process has
-a thread here that starts it, reads its pipe to the end and collects its exit code, and a second
-one that writes, so that neither a slow pipe nor a stopped process holds up the loop. What a worker
-said before it died is always reported before its death.
+All of it lives on the event loop; threads only start processes and collect their exit codes. Neither a
+slow pipe nor a stopped process holds up the loop (`worker_pipe.py`). What a worker said before it died is
+always reported before its death.
 
 Does not know what a job is worth: who died over what is reported, and the service draws the conclusions.
 """
@@ -12,13 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
-import queue
 import signal
+import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
@@ -26,7 +24,6 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Any
 
 from pulid.engine import Engine, RgbImage
 from server.jobs.messages import (
@@ -40,6 +37,7 @@ from server.jobs.messages import (
     WorkerEvent,
 )
 from server.jobs.worker import WorkerSetup, run_worker
+from server.jobs.worker_pipe import WorkerPipe, pair
 from server.jobs.worker_watch import WorkerWatch
 from server.logs import get_logger
 from server.settings import LogFormat, LogLevel
@@ -64,8 +62,7 @@ class WorkerState(StrEnum):
 class WorkerProcess:
     """One life of a worker, from its start to its exit code.
 
-    `hear` and `ended` are called in a thread of its own: `hear` for each event in order, then
-    `ended` once, with None where there is no exit code.
+    `hear` is called for each event in order, then `ended` once, with None where there is no exit code.
     """
 
     def __init__(
@@ -74,18 +71,21 @@ class WorkerProcess:
         self._setup = setup
         self._hear = hear
         self._ended = ended
-        self._outbox: queue.SimpleQueue[ToWorker | None] = queue.SimpleQueue()
+        self._pipe: WorkerPipe | None = None
+        self._unsent: list[ToWorker] = []  # until there is a pipe
         self._process: SpawnProcess | None = None
         self._is_killed = False
         self._starting = threading.Lock()
-        self._thread = threading.Thread(target=self._live, name=f"worker {setup.device}", daemon=True)
 
     def start(self) -> None:
-        self._thread.start()
+        self.life = asyncio.get_running_loop().create_task(self._live())
 
     def send(self, message: ToWorker) -> None:
         """Never blocks."""
-        self._outbox.put(message)
+        if self._pipe is None:
+            self._unsent.append(message)
+        else:
+            self._pipe.send(message)
 
     def kill(self) -> None:
         """SIGKILL, now or as soon as the process is started."""
@@ -94,59 +94,50 @@ class WorkerProcess:
             if self._process is not None:
                 self._process.kill()
 
-    def join(self, timeout_s: float) -> None:
-        """Wait until `ended` was called. Blocks."""
-        self._thread.join(timeout_s)
-
-    def _live(self) -> None:
+    async def _live(self) -> None:
         exit_code = None
         try:
-            with self._start_process() as connection:
-                writer = threading.Thread(target=self._write, args=(connection,), daemon=True)
-                writer.start()
-                self._read(connection)
-                exit_code = self._collect()
-                self._outbox.put(None)
-                writer.join()
+            await self._talk(await asyncio.to_thread(self._start_process))
+            exit_code = await asyncio.to_thread(self._collect)
         except OSError as exc:
             log.error("worker process could not be started", device=self._setup.device, error=exc.strerror)
+        self._ended(exit_code)
+
+    async def _talk(self, ours: socket.socket) -> None:
+        """Until the worker's end of the pipe is closed."""
+        self._pipe = await WorkerPipe.over(ours, self._hear)
+        try:
+            for message in self._unsent:
+                self._pipe.send(message)
+            self._unsent.clear()
+            await self._pipe.ended
         finally:
-            self._ended(exit_code)
+            self._pipe.close()
 
-    def _start_process(self) -> Connection:
+    def _start_process(self) -> socket.socket:
+        """Our end of the pipe. In a thread: it takes a while."""
         # A child inherits the mask of this thread: until it ignores Ctrl-C itself, it cannot hear it.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        ours, theirs = _SPAWN.Pipe()
-        with theirs:  # the child keeps a copy, the only one, so that its end is the end of the pipe
-            process = _SPAWN.Process(
-                target=run_worker, args=(theirs, self._setup), name=self._thread.name, daemon=True
-            )
-            with self._starting:
-                try:
-                    process.start()
-                except BaseException:
-                    ours.close()
-                    raise
-                self._process = process
-                if self._is_killed:
-                    process.kill()
-        return ours
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            ours, theirs = pair()
+            with theirs:  # the child keeps a copy, the only one, so that its end is the end of the pipe
+                self._start_with(theirs, ours)
+            return ours
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
-    def _read(self, connection: Connection) -> None:
-        while True:
+    def _start_with(self, theirs: Connection, ours: socket.socket) -> None:
+        name = f"worker {self._setup.device}"
+        process = _SPAWN.Process(target=run_worker, args=(theirs, self._setup), name=name, daemon=True)
+        with self._starting:
             try:
-                event = connection.recv()
-            except (EOFError, OSError):  # perhaps in the middle of a message
-                return
-            self._hear(event)
-
-    def _write(self, connection: Connection) -> None:
-        while (message := self._outbox.get()) is not None:
-            try:
-                connection.send(message)
-            except OSError:  # nobody reads any more; `_read` sees that as well
-                return
-            del message  # it may hold a photo, and the next one may be long in coming
+                process.start()
+            except BaseException:
+                ours.close()
+                raise
+            self._process = process
+            if self._is_killed:
+                process.kill()
 
     def _collect(self) -> int | None:
         """The exit code of a process whose end of the pipe is closed."""
@@ -249,11 +240,11 @@ class WorkerPool:
         for worker in workers:
             worker.send(Stop())
         try:
-            await asyncio.to_thread(_join_all, workers, timeout_s)
+            await _join(workers, timeout_s)
         finally:
             for worker in workers:
                 worker.kill()
-            await asyncio.to_thread(_join_all, workers, EXIT_TIMEOUT_S)
+            await _join(workers, EXIT_TIMEOUT_S)
 
     # one worker's life
 
@@ -264,15 +255,10 @@ class WorkerPool:
         seat.watch = self._new_watch()
         seat.worker = WorkerProcess(
             self._setups[seat.device],
-            hear=partial(self._post, self._on_heard, seat),
-            ended=partial(self._post, self._on_ended, seat),
+            hear=partial(self._on_heard, seat),
+            ended=partial(self._on_ended, seat),
         )
         seat.worker.start()
-
-    def _post(self, call: Callable[[_Seat, Any], None], seat: _Seat, what: object) -> None:
-        """Called in a worker's thread: bring something to the event loop."""
-        with suppress(RuntimeError):  # the loop was closed without `stop`: nobody is left to tell
-            self._loop.call_soon_threadsafe(call, seat, what)
 
     def _on_heard(self, seat: _Seat, event: WorkerEvent) -> None:
         seat.watch.said(event, self._clock())
@@ -328,7 +314,6 @@ class WorkerPool:
         return WorkerWatch(stall_floor_s=self._stall_floor_s, look_every_s=self._look_every_s)
 
 
-def _join_all(workers: Iterable[WorkerProcess], timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
-    for worker in workers:
-        worker.join(max(0.0, deadline - time.monotonic()))
+async def _join(workers: Iterable[WorkerProcess], timeout_s: float) -> None:
+    if lives := [worker.life for worker in workers]:
+        await asyncio.wait(lives, timeout=timeout_s)
