@@ -11,41 +11,39 @@ or a file must be changed first, 130 Ctrl-C.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from pulid.profiles import PROFILES
 from server.cli.failures import FAILED, clean_exit
-from server.cli.fetch_progress import licence_lines, shown_progress, size_text
-from server.cli.flags import used
+from server.cli.fetch_progress import shown_progress, size_text
 from server.cli.reading_progress import shown_reading
+from server.cli.weights_place import (
+    BaseModel,
+    ConfigFile,
+    Names,
+    Place,
+    Profile,
+    PulidVersion,
+    TrustFirst,
+    WeightsDir,
+    checkpoint_named,
+    readers_of,
+)
+from server.cli.weights_tables import as_data, described, judged, print_judgement, print_plan, print_table
 from server.cli.writing_progress import shown_writing
 from server.model_files import checkpoints_of
-from server.settings import load_settings
 from weights import lock, manifest
 from weights.adopt import adopt
-from weights.errors import FetchFailed, WeightsError
-from weights.lock import LockEntry
-from weights.manifest import Checkpoint, Choice
+from weights.errors import WeightsError
+from weights.manifest import Checkpoint
 from weights.paths import is_present
-from weights.plan import plan, states
+from weights.plan import plan
 from weights.survey import Find, Survey, Words, survey
-from weights.verify import FETCH, Held, Problem, check_quickly, check_thoroughly, held_of
-
-if TYPE_CHECKING:
-    from weights.download import Download
-    from weights.plan import Item
-
-_WIDTH = 180  # of a table that no terminal shows
-_WORST_FIRST = ("changed", "unchecked", "accepted", "pinned", "verified")
-_USABLE = {"accepted", "pinned", "verified"}
+from weights.verify import check_quickly, check_thoroughly
 
 _HELP = (
     "The files of the model.\n\n"
@@ -55,84 +53,6 @@ _HELP = (
 )
 
 app = typer.Typer(name="weights", help=_HELP, no_args_is_help=True)
-
-# ---- options that several commands have ----
-
-TrustFirst = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="Accept a file that could hold code although nobody has said its hash.", metavar="NAME"
-    ),
-]
-Names = Annotated[
-    list[str] | None,
-    typer.Argument(
-        help="Checkpoints, as `list` names them. Default: all that the profile needs.", metavar="[NAME]..."
-    ),
-]
-WeightsDir = Annotated[
-    Path | None,
-    typer.Option("--weights-dir", help="Their folder. Default: the setting weights_dir.", metavar="FOLDER"),
-]
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file with settings.", metavar="FILE")]
-Profile = Annotated[
-    str | None, typer.Option("--profile", help="Whose files. Default: the setting profile, or exact.")
-]
-BaseModel = Annotated[
-    str | None, typer.Option("--base-model", help="Whose transformer. Default: the setting base_model.")
-]
-PulidVersion = Annotated[
-    str | None,
-    typer.Option("--pulid-version", "--pulid", help="Whose identity. Default: the setting pulid_version."),
-]
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A weights folder, and what of the model belongs there."""
-
-    home: Path
-    profile: str
-    wanted: list[Checkpoint]
-    choice: Choice
-
-    @classmethod
-    def of(
-        cls,
-        weights_dir: Path | None,
-        config: Path | None,
-        profile: str | None,
-        base_model: str | None,
-        pulid_version: str | None,
-    ) -> Place:
-        """By flags, environment and file, as `serve` takes them. Raises SettingsError."""
-        flags = {"weights_dir": weights_dir, "profile": profile}
-        flags |= {"base_model": base_model, "pulid_version": pulid_version}
-        settings = load_settings(flags=used(flags), config=config).settings
-        chosen = PROFILES[settings.profile or "exact"]
-        choice = Choice(base_model=settings.base_model, pulid=settings.pulid_version)
-        home = settings.weights_dir.absolute()
-        return cls(home, chosen.name, checkpoints_of(chosen, home, choice), choice)
-
-    def checkpoints(self, names: Sequence[str] | None) -> list[Checkpoint]:
-        return [checkpoint_named(name) for name in names] if names else self.wanted
-
-
-def checkpoint_named(name: str) -> Checkpoint:
-    """Raises WeightsError."""
-    try:
-        return manifest.named(name)
-    except KeyError:
-        known = ", ".join(checkpoint.name for checkpoint in manifest.MANIFEST)
-        raise WeightsError(f"There is no checkpoint named {name}. There are: {known}.") from None
-
-
-def readers_of(checkpoint: Checkpoint) -> list[str]:
-    """The profiles of this version that read it; the manifest also knows of later ones."""
-    return [name for name in checkpoint.profiles if name in PROFILES]
-
-
-# ---- list ----
 
 
 @app.command("list")
@@ -148,83 +68,11 @@ def list_checkpoints(
     with clean_exit():
         place = Place.of(weights_dir, config, profile, base_model, pulid_version)
         known = lock.read(place.home)
-        rows = [_described(checkpoint, place, known) for checkpoint in manifest.MANIFEST]
+        rows = [described(checkpoint, place, known) for checkpoint in manifest.MANIFEST]
         if as_json:
             typer.echo(json.dumps({"weights_dir": str(place.home), "checkpoints": rows}, indent=2))
         else:
-            _print_table(rows, place)
-
-
-def _described(checkpoint: Checkpoint, place: Place, known: Mapping[str, LockEntry]) -> dict[str, Any]:
-    standing = states(checkpoint, place.home, known)
-    sources = {file.path: file.source.address for file in checkpoint.files}
-    sizes = {file.path: file.size for file in checkpoint.files}
-    files = [
-        {
-            "path": path,
-            "state": state,
-            "size": known[path].size if path in known else sizes.get(path),
-            "source": sources.get(path),
-        }
-        for path, state in standing.items()
-    ]
-    licence = checkpoint.licence
-    return {
-        "name": checkpoint.name,
-        "role": checkpoint.role,
-        "needed": checkpoint in place.wanted,
-        "profiles": checkpoint.profiles,
-        "read_by": readers_of(checkpoint),
-        "path": checkpoint.path,
-        "state": _summary([str(state) for state in standing.values()]),
-        "size": sum(file["size"] or 0 for file in files),
-        "licence": {
-            "name": licence.name,
-            "commercial_use": licence.commercial_use,
-            "gated": checkpoint.is_gated,
-            "summary": licence.summary,
-            "url": licence.url,
-        },
-        "files": files,
-    }
-
-
-def _summary(standing: Sequence[str]) -> str:
-    """Of several files the state that matters most."""
-    if "missing" in standing:
-        return "missing" if set(standing) == {"missing"} else "incomplete"
-    return next(state for state in _WORST_FIRST if state in standing)
-
-
-def _print_table(rows: Sequence[Mapping[str, Any]], place: Place) -> None:
-    table = Table("", "name", "for", "size", "state", box=None, pad_edge=False)
-    for title in ("commercial use", "licence", "where"):
-        table.add_column(title, overflow="fold")
-    for row in rows:
-        mark = "*" if row["needed"] else "" if row["read_by"] else "-"
-        licence = row["licence"]["name"] + (", gated" if row["licence"]["gated"] else "")
-        size = size_text(row["size"]) if row["size"] else "unknown"
-        cells = (mark, row["name"], row["role"].replace("_", " "), size, row["state"])
-        table.add_row(*cells, row["licence"]["commercial_use"], Text(licence), row["path"])
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = _WIDTH
-    console.print(table)
-    typer.echo(_totals([row for row in rows if row["needed"]], place))
-    if not all(row["read_by"] for row in rows):
-        typer.echo("- is for a profile that does not exist yet: no profile of this version reads it.")
-
-
-def _totals(needed: Sequence[Mapping[str, Any]], place: Place) -> str:
-    all_of_it = sum(row["size"] for row in needed)
-    there = sum(row["size"] for row in needed if row["state"] in _USABLE)
-    return (
-        f"* is what the profile {place.profile} needs: {size_text(all_of_it)}, of which {size_text(there)} "
-        f"are in {place.home}"
-    )
-
-
-# ---- fetch ----
+            print_table(rows, place)
 
 
 @app.command()
@@ -247,7 +95,7 @@ def fetch(
         if not checkpoints:
             typer.echo(f"The profile {place.profile} needs no files.")
         elif dry_run:
-            _print_plan(plan(checkpoints, place.home, accepted), place)
+            print_plan(plan(checkpoints, place.home, accepted), place)
         else:
             _fetch(checkpoints, place, accepted)
 
@@ -271,40 +119,6 @@ def _fetch(checkpoints: Sequence[Checkpoint], place: Place, accepted: Sequence[s
     typer.echo(f"All files are in {place.home}: {', '.join(checkpoint.name for checkpoint in checkpoints)}.")
 
 
-def _print_plan(items: Sequence[Item], place: Place) -> None:
-    from weights import download
-
-    try:
-        downloads: list[Download] = download.look_up(items, place.home)
-    except FetchFailed:
-        _print_what_is_missing([item for item in items if item.state == "missing"], place)
-        raise
-    for found in downloads:
-        rest = f", {size_text(found.size - found.have)} to go" if found.have else ""
-        typer.echo(f"fetch  {size_text(found.size):>9}  {found.item.file.path}{rest}")
-    for item in items:
-        if item.state == "unchecked":
-            typer.echo(f"check  {'':>9}  {item.file.path}")
-    for line in licence_lines(dict.fromkeys(found.item.checkpoint for found in downloads)):
-        typer.echo(line)
-    total = sum(found.size - found.have for found in downloads)
-    amount = f"{size_text(total)} would be fetched" if downloads else "Nothing would be fetched"
-    typer.echo(f"{amount} to {place.home}.")
-    download.require_room(downloads, place.home)
-
-
-def _print_what_is_missing(items: Sequence[Item], place: Place) -> None:
-    """As far as it is known without a server."""
-    for item in items:
-        size = "unknown" if item.file.size is None else size_text(item.file.size)
-        typer.echo(f"fetch  {size:>9}  {item.file.path}")
-    total = sum(item.file.size or 0 for item in items)
-    typer.echo(f"About {size_text(total)} would be fetched to {place.home}.")
-
-
-# ---- verify ----
-
-
 @app.command()
 def verify(
     names: Names = None,
@@ -325,78 +139,16 @@ def verify(
         else:
             with shown_reading() as on_bytes:
                 problems = check_thoroughly(checkpoints, place.home, on_bytes=on_bytes)
-        rows = _judged(checkpoints, place.home, problems, quick=quick)
+        rows = judged(checkpoints, place.home, problems, quick=quick)
         if as_json:
             answer = {"weights_dir": str(place.home), "thorough": not quick, "ok": not problems}
-            typer.echo(json.dumps(answer | {"files": rows, "problems": _as_data(problems)}, indent=2))
+            typer.echo(json.dumps(answer | {"files": rows, "problems": as_data(problems)}, indent=2))
         elif checkpoints:
-            _print_judgement(rows, problems, place)
+            print_judgement(rows, problems, place)
         else:
             typer.echo(f"The profile {place.profile} needs no files.")
     if problems:
         raise typer.Exit(FAILED)
-
-
-def _judged(
-    checkpoints: Sequence[Checkpoint], home: Path, problems: Sequence[Problem], *, quick: bool
-) -> list[dict[str, Any]]:
-    """Each file with what is known of it now."""
-    known = lock.read(home)
-    faulty = {problem.file for problem in problems}
-    rows = []
-    for checkpoint in checkpoints:
-        for held in held_of(checkpoint, home, known):
-            is_there = held.path.is_file()
-            is_wrong = bool({held.path, held.path.parent} & faulty)
-            result = "wrong" if is_wrong else _right(held, quick=quick)
-            rows.append(
-                {
-                    "checkpoint": checkpoint.name,
-                    "file": str(held.path.relative_to(home)),
-                    "size": held.path.stat().st_size if is_there else None,
-                    "result": result if is_there else "missing",
-                }
-            )
-    return rows
-
-
-def _right(held: Held, *, quick: bool) -> str:
-    """How much is known of a file in which nothing wrong was found."""
-    if quick:
-        return "whole"
-    if held.sha256 is None:
-        return "whole, hash unknown"
-    if held.known is not None and held.sha256 == held.known.sha256:
-        return "verified"
-    return "accepted" if held.is_accepted else "pinned"
-
-
-def _as_data(problems: Sequence[Problem]) -> list[dict[str, str]]:
-    return [
-        {"file": str(problem.file), "what": problem.what, "remedy": problem.remedy} for problem in problems
-    ]
-
-
-def _print_judgement(rows: Sequence[Mapping[str, Any]], problems: Sequence[Problem], place: Place) -> None:
-    table = Table("checkpoint", "file", "size", "result", box=None, pad_edge=False)
-    for row in rows:
-        size = "" if row["size"] is None else size_text(row["size"])
-        table.add_row(row["checkpoint"], Text(row["file"]), size, row["result"])
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = _WIDTH
-    console.print(table)
-    for problem in problems:
-        if problem.remedy != FETCH:
-            typer.echo(str(problem))
-    if missing := [problem.name_in(place.home) for problem in problems if problem.remedy == FETCH]:
-        typer.echo(f"Missing. {FETCH}")
-        for name in missing:
-            typer.echo(f"  {name}")
-    typer.echo(f"{len(problems) or 'No'} {'problem' if len(problems) == 1 else 'problems'} in {place.home}.")
-
-
-# ---- convert ----
 
 
 @app.command()
@@ -424,9 +176,6 @@ def convert(
                 typer.echo(f"{checkpoint.name}: its copy is there already.")
             else:
                 typer.echo(f"{copy}: {size_text(copy.stat().st_size)}; {checkpoint.path} may be deleted.")
-
-
-# ---- import ----
 
 
 @app.command("import")
@@ -488,9 +237,6 @@ def _next_step(found: Survey, place: Place) -> str:
         return f"Everything that the profile {place.profile} needs is in {place.home}."
     names = ", ".join(str(problem.file.relative_to(place.home)) for problem in missing)
     return f"Still missing for the profile {place.profile}: {names}. `flux-pulid weights fetch` brings them."
-
-
-# ---- synthesize ----
 
 
 @app.command()
