@@ -1,5 +1,4 @@
-"""What an operator may ask before and after the first picture: what torch sees of this machine, and
-how alike a painted face is.
+"""What an operator may ask before the first picture: what torch and the libraries see of this machine.
 
 Answers with plain data. Knows no settings, no limits and no verdicts: what is good enough is judged
 in server/checks.
@@ -12,11 +11,7 @@ import re
 import warnings
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-
-from pulid.engine import Engine, RgbImage
-from pulid.errors import NoFaceFound
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,21 +114,3 @@ def _torchvision_is_mended() -> bool:
     from pulid.torchvision_guard import is_mended
 
     return is_mended()
-
-
-def likeness(engine: Engine, photo: RgbImage, picture: RgbImage) -> float | None:
-    """Cosine of the ArcFace vectors of two pictures' faces, -1 .. 1; None where `picture` has no face.
-
-    Raises NoFaceFound for the photo.
-    """
-    from pulid.pipeline import PulidFluxEngine
-
-    if not isinstance(engine, PulidFluxEngine):
-        raise TypeError(f"a {type(engine).__name__} has no networks that read faces")
-    faces = engine.parts.faces
-    wanted = faces.read(photo).face_embedding
-    try:
-        found = faces.read(picture).face_embedding
-    except NoFaceFound:
-        return None
-    return float(wanted @ found / (np.linalg.norm(wanted) * np.linalg.norm(found)))

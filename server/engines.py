@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pulid.engine import Engine, FaceMode, LoadProgress, RgbImage
+from pulid.engine import Engine, FaceMode, LoadProgress
 from pulid.errors import DeviceUnavailable, SetupError
 from pulid.profiles import PROFILES, SpeedProfile, profile_named
 from server.model_files import (
@@ -71,11 +71,11 @@ def profile_or_exact(name: str | None) -> SpeedProfile:
 
 
 def devices_for(profile: SpeedProfile, devices: str) -> list[str]:
-    """The devices that the setting `devices` means for a profile, each with a name of its own.
+    """The devices that the setting `devices`, in a form it may have, means for a profile.
 
     "all" is every CUDA card ("cuda:0", ...), or the one CPU; "0,1" are cards; "cpu,cpu" are two
-    engines on the CPU ("cpu:0", "cpu:1"). Raises SettingsError where the two do not fit, and
-    DeviceUnavailable where the machine lacks what is asked for.
+    engines on the CPU ("cpu:0", "cpu:1"), so that each has a name of its own. Raises SettingsError
+    where the two do not fit, and DeviceUnavailable where the machine lacks what is asked for.
     """
     asked = _asked(profile, devices)
     if profile.device == "cpu":
@@ -90,7 +90,7 @@ def require_fitting(profile: SpeedProfile, devices: str, loras: Loras) -> None:
 
 
 def _asked(profile: SpeedProfile, devices: str) -> list[str]:
-    asked = ["cpu"] if devices == "all" and profile.device == "cpu" else _listed(devices)
+    asked = ["cpu"] if devices == "all" and profile.device == "cpu" else devices.split(",")
     if profile.device == "cpu" and any(device != "cpu" for device in asked):
         raise SettingsError(
             f"The {profile.name} profile computes on the CPU, and devices is {devices!r}. "
@@ -108,19 +108,6 @@ def _needs_cuda(profile: SpeedProfile, found: str) -> str:
     )
 
 
-def _listed(devices: str) -> list[str]:
-    asked = [device.strip() for device in devices.split(",")]
-    if ("all" in asked and len(asked) > 1) or not all(_is_a_device(device) for device in asked):
-        raise SettingsError(
-            f"devices is {devices!r}. Set it to all, to cpu, or to numbers of GPUs such as 0 or 0,1."
-        )
-    return asked
-
-
-def _is_a_device(name: str) -> bool:
-    return name in ("all", "cpu") or (name.isascii() and name.isdigit())
-
-
 def _cards(profile: SpeedProfile, asked: list[str]) -> list[str]:
     count = _cuda_count()
     if count == 0:
@@ -131,8 +118,6 @@ def _cards(profile: SpeedProfile, asked: list[str]) -> list[str]:
             f"devices names GPU {absent[0]}, and this machine has {count}, counted from 0. "
             "Set devices to all, or to numbers of GPUs that are there."
         )
-    if len(set(numbers)) < len(numbers):
-        raise SettingsError("devices names a GPU twice: one engine fills it. Name each GPU once.")
     return [f"cuda:{number}" for number in numbers]
 
 
@@ -165,13 +150,3 @@ def library_facts() -> LibraryFacts:
             f"A library of the model cannot be loaded: {exc}. Install the project again: "
             "pip install -c configs/constraints.txt -e ."
         ) from exc
-
-
-def likeness(engine: Engine, photo: RgbImage, picture: RgbImage) -> float | None:
-    """Cosine of the ArcFace vectors of the two faces, -1 .. 1; None where `picture` has none.
-
-    For engines of `create_engine`. Raises NoFaceFound for the photo.
-    """
-    from pulid.probe import likeness
-
-    return likeness(engine, photo, picture)

@@ -28,7 +28,7 @@ from server.cli.failures import FAILED, clean_exit
 from server.cli.flags import used, with_flags
 from server.cli.generate import checked_parameters, read_photo, run_to_end, show_loading, write
 from server.cli.serve import listen
-from server.engines import likeness, profile_or_exact
+from server.engines import profile_or_exact
 from server.jobs.files import encode_images
 from server.settings import Settings, SettingsError, load_settings
 
@@ -138,9 +138,10 @@ def paint_sample(settings: Settings, id_image: RgbImage, out: Path, floor: float
     engine = engine_factory(settings, show_loading)(devices_of(settings)[0])
     loaded = time.monotonic()
     try:
-        result = run_to_end(engine, replace(wire.to_generation(), id_images=(id_image,)))
+        request = replace(wire.to_generation(), id_images=(id_image,), measures_similarity=True)
+        result = run_to_end(engine, request)
         painted = time.monotonic()
-        cosine = likeness(engine, id_image, result.images[0])
+        (cosine,) = engine.likeness(result.images[0], result.reference_faces)
     finally:
         engine.close()
     (file,) = encode_images(result.images, wire.to_output())
