@@ -29,7 +29,8 @@ def kill_and_look(server: ServerProcess) -> None:
     assert children, "it should have had a worker"
     server.kill()
     _, left = psutil.wait_procs(children, timeout=2)
-    assert left == []
+    # What has ended is collected by the machine's first process, in its own time.
+    assert [child for child in left if child.status() != psutil.STATUS_ZOMBIE] == []
 
 
 def test_two_kills_in_a_row_cost_neither_the_running_job_nor_those_behind_it(
