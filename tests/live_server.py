@@ -140,6 +140,19 @@ class ServerProcess:
         return line.search(self.output()) is not None
 
 
+def still_running(processes: list[psutil.Process], *, within_s: float) -> list[psutil.Process]:
+    """Those that have not ended by then; what has, is collected by its parent in its own time."""
+    _, alive = psutil.wait_procs(processes, timeout=within_s)
+    return [process for process in alive if process.is_running() and not is_zombie(process)]
+
+
+def is_zombie(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 @contextmanager
 def live_server(
     data_dir: Path,

@@ -11,12 +11,11 @@ from contextlib import closing
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 
 from failures.books import Books, Undisturbed, a_request, status_of
 from fakes import Script
-from live_server import ServerProcess, live_server, portrait, wait_until
+from live_server import ServerProcess, live_server, portrait, still_running, wait_until
 
 Publish = Callable[[str, Books], None]
 
@@ -28,9 +27,7 @@ def kill_and_look(server: ServerProcess) -> None:
     children = server.processes()[1:]
     assert children, "it should have had a worker"
     server.kill()
-    _, left = psutil.wait_procs(children, timeout=2)
-    # What has ended is collected by the machine's first process, in its own time.
-    assert [child for child in left if child.status() != psutil.STATUS_ZOMBIE] == []
+    assert still_running(children, within_s=2) == []
 
 
 def test_two_kills_in_a_row_cost_neither_the_running_job_nor_those_behind_it(
@@ -58,6 +55,31 @@ def test_two_kills_in_a_row_cost_neither_the_running_job_nor_those_behind_it(
     assert len(gated_script.lines("admitted")) == len(books.accepted) + 2, (
         "each kill should hit a running job"
     )
+
+
+def test_jobs_of_several_photos_and_several_people_go_on_with_all_of_them(
+    tmp_path: Path, gated_script: Script, undisturbed: Undisturbed, publish: Publish
+):
+    books = Books()
+    faces = [
+        {"photos": [portrait("collins"), portrait("obama")], "box": [0, 0, 0.5, 1]},
+        {"identity": "AAAA", "weight": 0.5},
+    ]
+    with live_server(tmp_path / "data", scripted=gated_script, undisturbed=False) as server:
+        books.submit(server.client, "several photos", face_images=[portrait("collins"), portrait("obama")])
+        waiting = books.submit(server.client, "several people", main_face_image=None, faces=faces)
+        books.submit(server.client, "no photo at all", main_face_image=None, identity="AAAA")
+        assert gated_script.wait_for(lambda: len(gated_script.prepared) == 2)
+        kill_and_look(server)
+    photos = sorted((tmp_path / "data").rglob(f"{waiting}.photo.*"))
+    assert [path.suffix for path in photos] == [".0", ".1"]
+    photos[0].unlink()
+    gated_script.open_gate()
+    with live_server(tmp_path / "data", scripted=gated_script) as server:
+        books.settle(server.client, undisturbed)
+        assert list((tmp_path / "data").rglob("*.photo.*")) == []
+    publish("kill -9 with jobs of several photos, several people and none", books)
+    assert books.all_is_well, str(books)
 
 
 def submit_until_broken(server: ServerProcess, books: Books, prompt: str) -> None:

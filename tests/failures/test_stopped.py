@@ -14,12 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 
 from failures.books import Books, Undisturbed, a_request, status_of
 from fakes import Script
-from live_server import ServerProcess, live_server, wait_until
+from live_server import ServerProcess, live_server, still_running, wait_until
 
 Publish = Callable[[str, Books], None]
 
@@ -198,5 +197,4 @@ def leaving_nothing(server: ServerProcess, running: str) -> Iterator[None]:
     wait_until(lambda: status_of(server.client, running) == "PROCESSING", 10, server.explain)
     children = server.processes()[1:]
     yield
-    _, left = psutil.wait_procs(children, timeout=2)
-    assert left == []
+    assert still_running(children, within_s=2) == []
