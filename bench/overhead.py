@@ -5,13 +5,15 @@
 A real server process and a real worker process (tests/staged_server.py), keep-alive, a portrait as
 a data URI, 256x256, WebP. In the time are HTTP, JSON, the queue, both SQLite commits, every fsync and
 the way to the worker and back. What decoding the photo and encoding the picture take is measured
-beside it, with the server's own functions, and taken off. Prints a table, then one JSON line, and
-writes that to bench/results/.
+beside it, with the server's own functions, and taken off. Two yardsticks say how fast the machine was
+meanwhile: one fsync, and one hand-over from an event loop to a thread and back, of which a call has
+about a dozen. Prints a table, then one JSON line, and writes that to bench/results/.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import base64
 import http.client
 import importlib.metadata
@@ -24,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -96,6 +99,22 @@ def time_fsync(folder: Path) -> float:
     return time_work(write)
 
 
+def time_hand_over() -> float:
+    """Milliseconds from an event loop to an idle thread and back."""
+
+    async def measure() -> float:
+        loop = asyncio.get_running_loop()
+        times = []
+        with ThreadPoolExecutor(1) as thread:
+            for _ in range(500):
+                started = time.perf_counter()
+                await loop.run_in_executor(thread, int)
+                times.append(1000 * (time.perf_counter() - started))
+        return statistics.median(times)
+
+    return asyncio.run(measure())
+
+
 def quantiles(times: list[float]) -> dict[str, float]:
     cuts = statistics.quantiles(times, n=100)
     return {name: round(cuts[number - 1], 2) for name, number in (("p50", 50), ("p95", 95), ("p99", 99))}
@@ -114,6 +133,7 @@ def measure(folder: Path, requests: int, warm_up: int) -> dict[str, dict[str, fl
         "encode": round(encode, 2),
         "overhead": quantiles([call - decode - encode for call in times]),
         "fsync": round(time_fsync(folder), 2),
+        "hand_over": round(time_hand_over(), 3),
     }
 
 
@@ -152,6 +172,7 @@ def print_table(ms: dict[str, Any]) -> None:
     for name, label in (("decode_photo", "decoding the photo"), ("encode", "encoding the picture")):
         print(f"{label:<34}{ms[name]:>8.2f}")
     print(f"{'one fsync of 4 kB':<34}{ms['fsync']:>8.2f}")
+    print(f"{'one hand-over to a thread':<34}{ms['hand_over']:>8.3f}")
 
 
 def main() -> int:

@@ -43,7 +43,7 @@ class Flight:
     positive: Branch
     negative: Branch | None  # None: true CFG is off
     steps_alone: bool = False  # never beside rows of other requests
-    reference_faces: tuple[FaceEmbedding, ...] = ()  # for the result
+    reference_faces: tuple[FaceEmbedding | None, ...] = ()  # for the result
     step: int = 0  # steps done
     timings: dict[str, float] = field(default_factory=dict)
     is_watched: bool = False  # whether `predicted_latents` is kept

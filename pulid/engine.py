@@ -143,8 +143,8 @@ class GenerationResult:
     seeds: tuple[int, ...]  # one per image
     timings: Mapping[str, float]  # seconds by stage: face, text, denoise, decode
     device_memory: int | None = None  # bytes held on the device; None where nobody counts
-    # For `Engine.likeness`, if asked for: one for each person whose face is known, of length 1.
-    reference_faces: tuple[FaceEmbedding, ...] = ()
+    # For `Engine.likeness`, if asked for: one for each person, of length 1; None where it is not known.
+    reference_faces: tuple[FaceEmbedding | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,10 +230,13 @@ class Engine(Protocol):
         """
         ...
 
-    def likeness(self, image: RgbImage, reference_faces: Sequence[FaceEmbedding]) -> tuple[float | None, ...]:
+    def likeness(
+        self, image: RgbImage, reference_faces: Sequence[FaceEmbedding | None]
+    ) -> tuple[float | None, ...]:
         """How much each reference looks like the face of `image` that is nearest to it: ArcFace cosine.
 
-        None where the picture shows no face. May run beside `step`, in another thread.
+        None where the picture shows no face, or the reference is None. May run beside `step`, in
+        another thread.
         """
         ...
 

@@ -20,6 +20,8 @@ Every error survives pickling with its type, text and attributes: workers send t
 """
 
 import copyreg
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -33,6 +35,17 @@ class PulidError(Exception):
 
 class BadRequest(PulidError):
     code = "bad_request"
+    photo: int | None = None  # by its number in the request, where it is about one photo
+
+
+@contextmanager
+def about_photo(number: int) -> Iterator[None]:
+    """Whatever is wrong with a request in here is wrong with this photo of it."""
+    try:
+        yield
+    except BadRequest as exc:
+        exc.photo = number
+        raise
 
 
 class NoFaceFound(BadRequest):

@@ -175,7 +175,9 @@ class PulidFluxEngine:
             return self._identities.as_file(self._identities.read_photos(photos, fusion, face))
 
     @device_faults_named
-    def likeness(self, image: RgbImage, reference_faces: Sequence[FaceEmbedding]) -> tuple[float | None, ...]:
+    def likeness(
+        self, image: RgbImage, reference_faces: Sequence[FaceEmbedding | None]
+    ) -> tuple[float | None, ...]:
         with self._reading:
             found = self._faces.face_embeddings(image)
         return similarities(found, reference_faces)
@@ -271,9 +273,15 @@ class PulidFluxEngine:
             flight.is_watched = flight.job_id in self._watched
         started = time.perf_counter()
         denoise_step(self._flux, group, self._rotary(group[0]))
+        self._wait_for_the_device()
         elapsed = time.perf_counter() - started
         for flight in group:
             flight.timings["denoise"] = flight.timings.get("denoise", 0.0) + elapsed
+
+    def _wait_for_the_device(self) -> None:
+        """A step is done when the device is: else progress would run ahead, and cancels come too late."""
+        if self._device.type == "cuda":
+            torch.cuda.current_stream(self._device).synchronize()
 
     def _rotary(self, flight: Flight) -> Rotary:
         def make() -> Rotary:
@@ -356,9 +364,8 @@ def denoise_step(flux: IdentityFlux, group: Sequence[Flight], rotary: Rotary) ->
         flight.advance(own_rows)
 
 
-def _reference_faces(given: Conditioning) -> tuple[FaceEmbedding, ...]:
-    faces = (identity.face_embedding for _, identity in given.people)
-    return tuple(face for face in faces if face is not None)
+def _reference_faces(given: Conditioning) -> tuple[FaceEmbedding | None, ...]:
+    return tuple(identity.face_embedding for _, identity in given.people)
 
 
 @contextmanager

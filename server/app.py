@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
@@ -10,20 +12,33 @@ from typing import Any
 from fastapi import FastAPI
 
 import server
-from pulid.engine import Engine, EngineInfo
+from pulid.engine import EngineInfo
 from pulid.errors import PulidError
 from server import engines
-from server.api import account, events, faces, health, media, openapi, page, v1, v2
+from server.api import (
+    account,
+    events,
+    faces,
+    health,
+    identities,
+    media,
+    openai,
+    openapi,
+    page,
+    replicate,
+    v1,
+    v2,
+)
 from server.api.body import BodyRoom
 from server.api.context import FaultBarrier, RequestContext
 from server.api.submit import SubmitTurns
 from server.api.v1_schemas import parse_body
-from server.errors import install_error_handlers
+from server.errors import ErrorForm, install_error_handlers
 from server.jobs.face_stage import FaceStage, FetchPhoto
 from server.jobs.runner import JobLimits
 from server.jobs.service import JobService
 from server.jobs.storage import JobStorage
-from server.loading import LoadingReport, log_loading
+from server.loading import CreateEngine, LoadingReport
 from server.metrics import Metrics
 from server.security.auth import keys_in_force
 from server.security.image_decode import check_image, decode_image
@@ -31,8 +46,10 @@ from server.security.image_fetch import FetchLimits, public_fetcher
 from server.security.origin import OriginRules
 from server.security.rate_limit import Budget
 from server.settings import Settings
+from server.tracing import Tracing, tracing_asked_for
 from weights.manifest import Choice
 
+ADAPTERS = {"openai": openai, "replicate": replicate}
 BODIES_AT_ONCE = 16  # of the largest size; there is room for many more of the usual one
 
 
@@ -48,7 +65,7 @@ class App(FastAPI):
 def create_app(
     settings: Settings,
     *,
-    create_engine: Callable[[str], Engine] | None = None,
+    create_engine: CreateEngine | None = None,
     devices: tuple[str, ...] | None = None,
     fetch_photo: FetchPhoto | None = None,
     on_ready: Callable[[EngineInfo], None] = lambda info: None,
@@ -59,9 +76,11 @@ def create_app(
     `create_engine`, with the `devices` it knows, and `fetch_photo` replace the model and the network;
     the first is called in the worker processes, so it must be picklable. `on_ready` and `on_lost`
     hear, on the event loop, when an engine can work and when none ever will (again).
-    Raises SetupError for API keys that cannot be read and for devices that are not there.
+    Raises SetupError for API keys that cannot be read, for devices that are not there, and for traces
+    that are asked for (OTEL_EXPORTER_OTLP_ENDPOINT) and cannot be had.
     """
     metrics = Metrics()
+    tracing = tracing_asked_for(os.environ)
     service = JobService(
         storage=JobStorage(settings.data_dir),
         devices=devices or devices_of(settings),
@@ -81,21 +100,21 @@ def create_app(
     app = App(
         title="flux-pulid-server",
         version=server.__version__,
-        lifespan=life_of(service, on_lost),
+        lifespan=life_of(service, on_lost, tracing),
         docs_url=None,  # FastAPI's pages load their scripts from a foreign host
         redoc_url=None,
         redirect_slashes=False,
         root_path_in_servers=False,
     )
     install_state(app, settings, service, metrics)
-    install_layers(app, settings, metrics)
-    install_error_handlers(app)
+    install_layers(app, settings, metrics, tracing)
+    install_error_handlers(app, error_forms(settings))
     install_routes(app, settings)
     return app
 
 
 def life_of(
-    service: JobService, on_lost: Callable[[PulidError], None]
+    service: JobService, on_lost: Callable[[PulidError], None], tracing: Tracing | None
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     """The service starts and ends with the app."""
 
@@ -109,6 +128,8 @@ def life_of(
             return
         yield
         await service.close()
+        if tracing is not None:
+            await asyncio.to_thread(tracing.close)
 
     return life
 
@@ -129,18 +150,35 @@ def install_state(app: FastAPI, settings: Settings, service: JobService, metrics
 
 
 def install_routes(app: FastAPI, settings: Settings) -> None:
-    routers = (v1.router, v2.router, events.router, faces.router, media.router, account.router, health.router)
+    routers = (
+        v1.router,
+        v2.router,
+        events.router,
+        faces.router,
+        identities.router,
+        media.router,
+        account.router,
+        health.router,
+    )
     for router in routers:
         app.include_router(router)
+    for name in settings.adapters:
+        app.include_router(ADAPTERS[name].router)
     app.include_router(health.metrics_router(public=settings.metrics_public))
     app.include_router(page.router)
 
 
-def install_layers(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
+def error_forms(settings: Settings) -> dict[str, ErrorForm]:
+    """The forms that adapters give to errors, by the beginnings of their addresses."""
+    adapters = [ADAPTERS[name] for name in settings.adapters]
+    return {prefix: adapter.error_form for adapter in adapters for prefix in adapter.PREFIXES}
+
+
+def install_layers(app: FastAPI, settings: Settings, metrics: Metrics, tracing: Tracing | None) -> None:
     """From the inside out."""
     app.add_middleware(FaultBarrier)
     app.add_middleware(OriginRules, settings=settings)
-    app.add_middleware(RequestContext, metrics=metrics)
+    app.add_middleware(RequestContext, metrics=metrics, tracing=tracing)
 
 
 def devices_of(settings: Settings) -> tuple[str, ...]:
@@ -148,9 +186,7 @@ def devices_of(settings: Settings) -> tuple[str, ...]:
     return tuple(engines.devices_for(engines.profile_or_exact(settings.profile), settings.devices))
 
 
-def engine_factory(
-    settings: Settings, say: Callable[[str, str, int], None] = log_loading
-) -> Callable[[str], Engine]:
+def engine_factory(settings: Settings, say: Callable[[str, str, int], None] | None = None) -> CreateEngine:
     """What makes an engine on a device; `say` hears of the loading: device, part, percent."""
     return partial(
         engines.create_engine,
@@ -159,7 +195,7 @@ def engine_factory(
         face_mode=settings.face_mode,
         choice=choice_of(settings),
         loras=settings.loras,
-        progress=LoadingReport(say),
+        progress=None if say is None else LoadingReport(say),
     )
 
 

@@ -3,15 +3,16 @@
     {"error": "<a sentence>", "request_id": "32 hex", "fields": [{"field": ..., "message": ...}]}
 
 `fields` only where single fields of the request are wrong. Client libraries read `error` and
-nothing else. No traceback, no path, no part of the input is ever in it. The word "credits" stays
-out of these texts: clients take a 406 that has it for an empty account.
+nothing else. Addresses of adapters have forms of their own, made from this one. No traceback, no
+path, no part of the input is ever in it. The word "credits" stays out of these texts: clients take
+a 406 that has it for an empty account.
 
 The table has codes, not classes, because a job that FAILED is known by the code in its record.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -104,6 +105,9 @@ _HTTP_TEXTS = {
     404: "Nothing is at this address. Pictures are made by POST /v1/flux-pulid.",
     405: "This address does not take that method; the Allow header names the ones it takes.",
 }
+# Makes another body of the status, the error code where there is one, and the usual body.
+ErrorForm = Callable[[int, str | None, Mapping[str, Any]], Mapping[str, Any]]
+
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
 
@@ -117,11 +121,22 @@ def error_response(
     status: int,
     message: str,
     *,
+    code: str | None = None,
     headers: Mapping[str, str] | None = None,
     **extra: Any,
 ) -> JSONResponse:
-    body = {"error": message, "request_id": request.state.request_id, **extra}
+    """`code` is told only where the address has an error form that wants it."""
+    body: Mapping[str, Any] = {"error": message, "request_id": request.state.request_id, **extra}
+    if form := _form_of(request):
+        body = form(status, code, body)
     return JSONResponse(body, status, headers={**_retry_headers(status), **(headers or {})})
+
+
+def _form_of(request: Request) -> ErrorForm | None:
+    """By address and not by route: what no route has seen is answered in the same form."""
+    forms: Mapping[str, ErrorForm] = request.app.state.error_forms
+    path = request.scope["path"].removeprefix(request.scope["root_path"]) + "/"
+    return next((form for prefix, form in forms.items() if path.startswith(f"{prefix}/")), None)
 
 
 def _retry_headers(status: int) -> dict[str, str]:
@@ -140,7 +155,7 @@ def answer_pulid_error(request: Request, exc: Exception) -> JSONResponse:
     if isinstance(exc, InvalidParameters):
         extra["fields"] = [{"field": p.field, "message": p.message} for p in exc.problems]
     headers: Mapping[str, str] | None = getattr(exc, "headers", None)
-    return error_response(request, status_of(exc.code), str(exc), headers=headers, **extra)
+    return error_response(request, status_of(exc.code), str(exc), code=exc.code, headers=headers, **extra)
 
 
 def answer_http_error(request: Request, exc: Exception) -> JSONResponse:
@@ -160,6 +175,8 @@ def allowed_methods(request: Request) -> list[str]:
     return [method for method in _METHODS if taken(method)]
 
 
-def install_error_handlers(app: FastAPI) -> None:
+def install_error_handlers(app: FastAPI, forms: Mapping[str, ErrorForm] | None = None) -> None:
+    """`forms`: error forms of their own, by the beginnings of addresses."""
+    app.state.error_forms = forms or {}
     app.add_exception_handler(PulidError, answer_pulid_error)
     app.add_exception_handler(HTTPException, answer_http_error)

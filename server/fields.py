@@ -7,7 +7,7 @@ in the model. A field whose rule no schema can say carries its words itself:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Annotated, Any
 
@@ -36,16 +36,46 @@ def explained(text: str) -> PydanticCustomError:
     return PydanticCustomError(EXPLAINED, "{text}", {"text": text})
 
 
+def clean_unicode(value: str) -> str:
+    """The text, if it is one. For validators of a model."""
+    if "\0" in value:
+        raise explained("must not contain the NUL character.")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise explained("must be valid Unicode; it has half of a surrogate pair.") from None
+    return value
+
+
 def rule_of(model: type[BaseModel], name: str) -> Mapping[str, Any]:
     """The JSON schema of one field, without the null of an optional one."""
-    schema = _properties(model)[name]
+    return _without_null(schema_of(model)["properties"][name])
+
+
+def rule_at(model: type[BaseModel], path: Sequence[str | int]) -> tuple[str, Mapping[str, Any]]:
+    """The name and the rule of what lies at a path, for example "faces[1].box"."""
+    name, rule = "", schema_of(model)
+    for step in path:
+        within = rule.get("items") if isinstance(step, int) else rule.get("properties", {}).get(step)
+        if within is None:
+            break
+        name += f"[{step}]" if isinstance(step, int) else f".{step}"
+        rule = _without_null(within)
+    return name.removeprefix("."), rule
+
+
+def _without_null(schema: Mapping[str, Any]) -> Mapping[str, Any]:
     branches = [branch for branch in schema.get("anyOf", ()) if branch.get("type") != "null"]
     return {**schema, **branches[0]} if branches else schema
 
 
 def allowed(model: type[BaseModel], name: str) -> str:
     """For example "a whole number from 256 to 1536" or "one of png, jpg, webp"."""
-    rule = rule_of(model, name)
+    return in_words(rule_of(model, name))
+
+
+def in_words(rule: Mapping[str, Any]) -> str:
+    """What a rule allows."""
     if "x-allowed" in rule:
         return str(rule["x-allowed"])
     if "const" in rule:
@@ -70,6 +100,18 @@ def _plain(number: float | None) -> str:
 
 
 @cache
-def _properties(model: type[BaseModel]) -> Mapping[str, Mapping[str, Any]]:
-    properties: Mapping[str, Mapping[str, Any]] = model.model_json_schema()["properties"]
-    return properties
+def schema_of(model: type[BaseModel]) -> Mapping[str, Any]:
+    """The JSON schema of what a model takes, each definition in the places that refer to it."""
+    schema = model.model_json_schema()
+    inlined: Mapping[str, Any] = _inlined(schema, schema.pop("$defs", {}))
+    return inlined
+
+
+def _inlined(node: Any, definitions: Mapping[str, Any]) -> Any:
+    if isinstance(node, list):
+        return [_inlined(item, definitions) for item in node]
+    if not isinstance(node, dict):
+        return node
+    if "$ref" in node:
+        return _inlined(definitions[node["$ref"].rpartition("/")[2]], definitions)
+    return {name: _inlined(within, definitions) for name, within in node.items()}

@@ -1,15 +1,25 @@
 """Names, labels and buckets of every metric, in one place. Each app has a registry of its own.
 
 Whatever happens, the number of series is bounded: labels are route templates, status codes, names
-of configured keys, job states, error codes and stages, never anything a caller can invent. Knows
-nothing of jobs and requests beyond the numbers it is told; asks nobody for them.
+of configured keys, job states, error codes, stages and devices, never anything a caller can invent.
+Knows nothing of jobs and requests beyond the numbers it is told; asks nobody for them but the
+kernel, for those of its own process.
 """
 
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    ProcessCollector,
+    generate_latest,
+)
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 import server
@@ -127,6 +137,29 @@ class Metrics:
             registry=self._registry,
             buckets=_HTTP_S,
         )
+        self._ready = Gauge("flux_pulid_ready", "1: a job would start now.", registry=self._registry)
+        self._workers = Gauge(
+            "flux_pulid_worker_ready",
+            "1: the worker of this device has an engine and can work.",
+            ["device"],
+            registry=self._registry,
+        )
+        self._capacity = Gauge(
+            "flux_pulid_queue_capacity",
+            "Jobs that may wait: max_queued_jobs.",
+            registry=self._registry,
+        )
+        self._free = Gauge(
+            "flux_pulid_data_free_bytes",
+            "Free room on the disk of the data folder.",
+            registry=self._registry,
+        )
+        self._writable = Gauge(
+            "flux_pulid_data_writable",
+            "0: the last write to the data folder has failed.",
+            registry=self._registry,
+        )
+        ProcessCollector(registry=self._registry)  # of the server's process; the workers have their own
         build = Info("flux_pulid_build", "What is running.", registry=self._registry)
         build.info({"version": server.__version__, "python": platform.python_version()})
 
@@ -135,6 +168,17 @@ class Metrics:
         known = method if method in _METHODS else "other"
         self._requests.labels(known, route, str(code), key).inc()
         self._duration.labels(route).observe(seconds)
+
+    def stands(
+        self, *, ready: bool, workers: Mapping[str, bool], capacity: int, free: int, writable: bool
+    ) -> None:
+        """How the server stands at this scrape. `workers`: by device, can it work? `free`: bytes."""
+        self._ready.set(ready)
+        for device, can_work in workers.items():
+            self._workers.labels(device).set(can_work)
+        self._capacity.set(capacity)
+        self._free.set(free)
+        self._writable.set(writable)
 
     def text(self) -> bytes:
         """All series in the Prometheus text format."""

@@ -182,6 +182,11 @@ class Settings(BaseSettings):
         "bytes", description="what v1 answers with when the call does not say"
     )
     v2_strict: bool = Field(False, description="refuse invalid v2 bodies at submit")
+    adapters: TextList = Field(
+        (),
+        description="interfaces of other services that are served beside v1 and v2",
+        json_schema_extra={"x-allowed": "a list of openai, replicate"},
+    )
     face_mode: FaceMode = Field(
         "one-face", description="whose face it is; reference: as the PuLID code chooses"
     )
@@ -251,7 +256,9 @@ class Settings(BaseSettings):
             raise PydanticCustomError("not_a_base_url", "not an http(s) address")
         return None if value is None else value.rstrip("/")
 
-    @field_validator("trusted_proxies", "api_keys", "cors_origins", "fetch_allow", "lora", mode="before")
+    @field_validator(
+        "trusted_proxies", "api_keys", "cors_origins", "fetch_allow", "lora", "adapters", mode="before"
+    )
     @classmethod
     def _list_of_texts(cls, value: object) -> object:
         parts = value.split(",") if isinstance(value, str) else value
@@ -306,6 +313,13 @@ class Settings(BaseSettings):
         for text in value:
             _path_and_scale(text)
         return value
+
+    @field_validator("adapters")
+    @classmethod
+    def _known_adapters(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not set(value) <= {"openai", "replicate"}:
+            raise PydanticCustomError("unknown_adapter", "unknown")
+        return tuple(dict.fromkeys(value))
 
     @field_validator("fetch_allow")
     @classmethod

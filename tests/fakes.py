@@ -9,6 +9,8 @@ engine does with a request stands in the request's prompt:
     "oom", "raise", "lose the device"      at step 1; or at admission, at step N, while preparing
     "slow 0.05 s per step", "slow 0.5 s while preparing"
     "no face", "several faces", "a foreign identity"
+    "alike 0.7 none"                       who asks hears that of two people; unsaid: 0.5, of one
+    "raise over the likeness"              or another order of the third line
 
 What it finds in a photo stands in the photo's first pixel: see `photo_of`.
 
@@ -25,20 +27,28 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from pulid.engine import (
+    LARGEST_FACE,
     Box,
     EngineInfo,
     FaceChoice,
+    FaceEmbedding,
     FaceFound,
+    Fusion,
     GenerationRequest,
     GenerationResult,
+    LoadProgress,
+    Mask,
+    Person,
     PreparedRequest,
     RgbImage,
     StepEvent,
@@ -52,8 +62,9 @@ SECRET = "a private prompt"  # in the text of every unexpected exception: it may
 
 _ORDER = re.compile(
     r"\b(?P<what>crash|stall|oom|raise|lose the device)(?P<once> once)?"
-    r"(?: (?P<when>at admission|at step (?P<step>\d+)|while preparing))?\b"
+    r"(?: (?P<when>at admission|at step (?P<step>\d+)|while preparing|over the likeness))?\b"
 )
+_ALIKE = re.compile(r"\balike(?P<people>(?: [\d.]+| none)+)")
 _SLOW = re.compile(r"\bslow (?P<s>[\d.]+) s (?P<when>per step|while preparing)\b")
 
 
@@ -75,6 +86,7 @@ class ScriptedEngine:
         self._script = script
         self._places = places
         self._in_flight: dict[str, PreparedRequest] = {}
+        self._watched: set[str] = set()
 
     @property
     def last_request(self) -> GenerationRequest:
@@ -96,6 +108,7 @@ class ScriptedEngine:
             request=replace(request, id_images=()),
             conditioning=request.id_images,
             timings={"face": 0.0, "text": 0.0},
+            cache_hits={"identity": False, "prompt": False},
         )
 
     def admit(self, job_id: str, request: GenerationRequest | PreparedRequest) -> None:
@@ -118,6 +131,11 @@ class ScriptedEngine:
                 raise fault
         return [self._advance(job_id) for job_id in list(self._in_flight)]
 
+    def watch(self, job_id: str, on: bool) -> None:
+        self.threads.add(threading.get_ident())
+        (self._watched.add if on else self._watched.discard)(job_id)
+        self._note("watch", job=job_id, on=on)
+
     def cancel(self, job_id: str) -> None:
         self._in_flight.pop(job_id, None)
         self._note("cancelled", job=job_id)
@@ -133,6 +151,28 @@ class ScriptedEngine:
             FaceFound(box=Box(left=i / 8, top=0.25, right=(i + 1) / 8, bottom=0.5), score=0.9 - i / 16)
             for i in range(count)
         )
+
+    def likeness(
+        self, image: RgbImage, reference_faces: Sequence[FaceEmbedding | None]
+    ) -> tuple[float | None, ...]:
+        """What the references say, and a little more for a picture that begins with much red."""
+        self._note("likeness", people=len(reference_faces))
+        for reference in reference_faces:
+            if order := int(reference[1]):
+                _ORDERS[list(_ORDERS)[order - 1]]()
+        return tuple(
+            None if np.isnan(reference[0]) else float(reference[0]) + own_part(image[0, 0])
+            for reference in reference_faces
+        )
+
+    def embed(
+        self, photos: Sequence[RgbImage], fusion: Fusion = "mean", face: FaceChoice = LARGEST_FACE
+    ) -> bytes:
+        for photo in photos:
+            if not self.faces(photo):
+                raise NoFaceFound
+        content = hashlib.sha256(b"".join(photo.tobytes() for photo in photos)).hexdigest()
+        return json.dumps([len(photos), fusion, asdict(face), content]).encode()
 
     def close(self) -> None:
         self.closed = True
@@ -152,9 +192,18 @@ class ScriptedEngine:
         result = None
         if error is None and done == request.num_steps:
             result = paint(replace(request, id_images=prepared.conditioning))
+        preview = preview_of(done) if job_id in self._watched and result is None else None
         if error is not None or result is not None:
             del self._in_flight[job_id]
-        return StepEvent(job_id=job_id, step=done, num_steps=request.num_steps, result=result, error=error)
+            self._watched.discard(job_id)
+        return StepEvent(
+            job_id=job_id,
+            step=done,
+            num_steps=request.num_steps,
+            preview=preview,
+            result=result,
+            error=error,
+        )
 
     def _obey(self, prompt: str, when: str) -> None:
         """Do what the prompt says for this moment."""
@@ -220,9 +269,15 @@ class Script:
     slow_to_load: bool = False
     load_error: Exception | None = None
     tears_a_message: bool = False  # the first worker dies in the middle of its first message
+    loaded_percent: int | None = None  # told of the loading, once
 
-    def __call__(self, device: str) -> ScriptedEngine:
+    def __call__(
+        self, device: str, *, progress: Callable[[str, LoadProgress], None] | None = None
+    ) -> ScriptedEngine:
         self.write("loading", device=device, pid=os.getpid())
+        if progress is not None and self.loaded_percent is not None:
+            told = LoadProgress(part="FLUX transformer", done_bytes=self.loaded_percent, total_bytes=100)
+            progress(device, told)
         if self.slow_to_load:
             _wait_until((self.folder / "load").exists)
         if self.tears_a_message and self.is_first("tear"):
@@ -338,13 +393,31 @@ def _write_half_a_message() -> None:
 
 def _as_json(request: GenerationRequest) -> dict[str, Any]:
     photos = [photo.shape for photo in request.id_images]
-    return asdict(replace(request, id_images=())) | {"id_images": photos}
+    told = asdict(replace(request, id_images=())) | {"id_images": photos}
+    for person in told["people"]:
+        if person["identity"] is not None:
+            person["identity"] = person["identity"].hex()
+        if person["region"] is not None:
+            person["region"] = {name: np.asarray(value).tolist() for name, value in person["region"].items()}
+    return told
 
 
 def _from_json(fields: dict[str, Any]) -> GenerationRequest:
     photos = tuple(np.zeros(shape, np.uint8) for shape in fields["id_images"])
-    told = {"id_images": photos, "people": tuple(fields["people"]), "face": FaceChoice(**fields["face"])}
+    people = tuple(_person_from_json(person) for person in fields["people"])
+    told = {"id_images": photos, "people": people, "face": FaceChoice(**fields["face"])}
     return GenerationRequest(**fields | told)
+
+
+def _person_from_json(fields: dict[str, Any]) -> Person:
+    region, identity = fields["region"], fields["identity"]
+    told: dict[str, Any] = {"photos": tuple(fields["photos"]), "face": FaceChoice(**fields["face"])}
+    if identity is not None:
+        told["identity"] = bytes.fromhex(identity)
+    if region is not None:
+        is_mask = "weights" in region
+        told["region"] = Mask(np.array(region["weights"], np.uint8)) if is_mask else Box(**region)
+    return Person(**fields | told)
 
 
 # pictures
@@ -364,7 +437,41 @@ def paint(request: GenerationRequest) -> GenerationResult:
         image[-8:] = _fingerprint(replace(request, seed=seed), width)
         images.append(image)
     timings = {"face": 0.0, "text": 0.0, "denoise": 0.0, "decode": 0.0}
-    return GenerationResult(images=tuple(images), seeds=seeds, timings=timings)
+    return GenerationResult(
+        images=tuple(images),
+        seeds=seeds,
+        timings=timings,
+        device_memory=2**30,
+        reference_faces=_references(request) if request.measures_similarity else (),
+    )
+
+
+def _references(request: GenerationRequest) -> tuple[FaceEmbedding, ...]:
+    """One for each person of the prompt: how alike, and as what number of an order it ends."""
+    alike = _ALIKE.search(request.prompt)
+    order = next(
+        (o["what"] for o in _ORDER.finditer(request.prompt) if o["when"] == "over the likeness"), None
+    )
+    references = []
+    for person in alike["people"].split() if alike else ["0.5"]:
+        reference = np.zeros(512, np.float32)
+        reference[0] = np.nan if person == "none" else float(person)
+        reference[1] = 0 if order is None else 1 + list(_ORDERS).index(order)
+        references.append(reference)
+    return tuple(references)
+
+
+def own_part(colour: Iterable[int]) -> float:
+    """What a picture of this colour adds to how alike its people are."""
+    red, _, _ = colour
+    return int(red) / 10_000
+
+
+def preview_of(step: int) -> bytes:
+    """A small JPEG that tells the number of steps."""
+    file = BytesIO()
+    Image.fromarray(flat_picture(8, 8, (10 * step,) * 3)).save(file, "JPEG")
+    return file.getvalue()
 
 
 def _fingerprint(request: GenerationRequest, width: int) -> np.ndarray:

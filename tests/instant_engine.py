@@ -6,12 +6,19 @@ pictures or at what an engine was asked, `fakes.ScriptedEngine` is the right one
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from fakes import paint
 from pulid.engine import (
+    LARGEST_FACE,
     EngineInfo,
+    FaceChoice,
+    FaceEmbedding,
     FaceFound,
+    Fusion,
     GenerationRequest,
     GenerationResult,
+    LoadProgress,
     PreparedRequest,
     RgbImage,
     StepEvent,
@@ -28,7 +35,7 @@ def the_picture() -> GenerationResult:
 class InstantEngine:
     """For requests of one step and one picture."""
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, *, progress: Callable[[str, LoadProgress], None] | None = None) -> None:
         self.info = EngineInfo(profile="instant", device=device)
         self._result = the_picture()
         self._in_flight: list[str] = []
@@ -47,11 +54,24 @@ class InstantEngine:
         self._in_flight.clear()
         return done
 
+    def watch(self, job_id: str, on: bool) -> None:
+        pass
+
     def cancel(self, job_id: str) -> None:
         if job_id in self._in_flight:
             self._in_flight.remove(job_id)
 
     def faces(self, photo: RgbImage) -> tuple[FaceFound, ...]:
+        return ()
+
+    def embed(
+        self, photos: Sequence[RgbImage], fusion: Fusion = "mean", face: FaceChoice = LARGEST_FACE
+    ) -> bytes:
+        return b""
+
+    def likeness(
+        self, image: RgbImage, reference_faces: Sequence[FaceEmbedding | None]
+    ) -> tuple[float | None, ...]:
         return ()
 
     def close(self) -> None:

@@ -26,10 +26,13 @@ def mean_face(faces: Sequence[FaceEmbedding]) -> FaceEmbedding | None:
 
 
 def similarities(
-    found: npt.NDArray[np.float32], references: Sequence[FaceEmbedding]
+    found: npt.NDArray[np.float32], references: Sequence[FaceEmbedding | None]
 ) -> tuple[float | None, ...]:
-    """For each reference the cosine with the nearest of the faces found (n, 512); None where n is 0."""
+    """For each reference the cosine with the nearest of the faces found (n, 512).
+
+    None for a reference that is not known, and for all of them where n is 0.
+    """
     if not len(found):
         return (None,) * len(references)
     directions = np.stack([unit(face) for face in found])
-    return tuple(float((directions @ unit(reference)).max()) for reference in references)
+    return tuple(None if face is None else float((directions @ unit(face)).max()) for face in references)

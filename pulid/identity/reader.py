@@ -8,11 +8,11 @@ where in the picture a person goes (`people`), how tokens reach the transformer 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from pulid.cache import LruCache
 from pulid.engine import FaceChoice, Fusion, Person, RgbImage
-from pulid.errors import BadRequest
+from pulid.errors import BadRequest, about_photo
 from pulid.identity.encoder import IdentityEncoder
 from pulid.identity.face import FaceReader
 from pulid.identity.identity_file import fingerprint, read_identity, write_identity
@@ -39,17 +39,24 @@ class IdentityReader:
         """One person; `photos` are the request's. Raises NoFaceFound, SeveralFaces or IdentityRejected."""
         if person.identity is not None:
             return self._from_file(person.identity)
-        return self.read_photos([photos[index] for index in person.photos], person.fusion, person.face)
+        return self._fused([(index, photos[index]) for index in person.photos], person.fusion, person.face)
 
     def read_photos(self, photos: Sequence[RgbImage], fusion: Fusion, face: FaceChoice) -> Identity:
         """Several photos of one person. Raises NoFaceFound or SeveralFaces."""
         if not photos:
             raise BadRequest("An identity needs at least one photo of the person.")
-        return fuse([self._from_photo(photo, face) for photo in photos], fusion)
+        return self._fused(enumerate(photos), fusion, face)
 
     def as_file(self, identity: Identity) -> bytes:
         """Raises BadRequest for more photos side by side than a file may hold."""
         return write_identity(identity, self.checkpoint, tokens_per_photo=self.tokens_per_photo)
+
+    def _fused(self, numbered: Iterable[tuple[int, RgbImage]], fusion: Fusion, face: FaceChoice) -> Identity:
+        identities = []
+        for number, photo in numbered:
+            with about_photo(number):
+                identities.append(self._from_photo(photo, face))
+        return fuse(identities, fusion)
 
     def _from_photo(self, photo: RgbImage, face: FaceChoice) -> Identity:
         def make() -> Identity:

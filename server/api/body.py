@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+import json
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from typing import Any
 
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
 from pulid.errors import Busy
-from server.errors import BodyTooLarge, ClientLeft, UnsupportedBody
+from server.errors import BodyTooLarge, ClientLeft, UnparsableBody, UnsupportedBody
 
 
 class BodyRoom:
@@ -60,6 +62,14 @@ async def _read(request: Request, limit: int, too_large: BodyTooLarge) -> bytes:
     except ClientDisconnect as exc:
         raise ClientLeft("The client left before its request was complete.") from exc
     return bytes(body)
+
+
+def written_json(fields: Mapping[str, Any]) -> bytes:
+    """A body with these fields, which came out of another one. Raises UnparsableBody."""
+    try:
+        return json.dumps(fields).encode()
+    except RecursionError:
+        raise UnparsableBody("The body is nested too deeply.") from None
 
 
 async def client_left(request: Request) -> None:

@@ -12,13 +12,14 @@ import secrets
 import time
 
 from fastapi import Request
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import INTERNAL_FAULT, answer_pulid_error, error_response
 from server.jobs.job import GoingDown
 from server.logs import get_logger, trace_of
 from server.metrics import Metrics
+from server.tracing import RequestTrace, Tracing
 
 log = get_logger("http")
 
@@ -28,9 +29,10 @@ JSON_MOUNT = "/json"  # the base URL of clients that expect JSON from v1
 class RequestContext:
     """The outermost layer."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing | None = None) -> None:
         self.app = app
         self._metrics = metrics
+        self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -40,6 +42,9 @@ class RequestContext:
         state = scope.setdefault("state", {})
         state["request_id"] = secrets.token_hex(16)
         _take_path_apart(scope)
+        if self._tracing is not None and scope["method"] == "POST":  # the rest is looking, and often
+            traceparent = Headers(scope=scope).get("traceparent")
+            state["trace"] = self._tracing.request(method=scope["method"], traceparent=traceparent)
         answer = Answer(send, scope)
         started = time.monotonic()
         try:
@@ -59,13 +64,17 @@ class RequestContext:
             status=status,
             duration_ms=round(seconds * 1000, 1),
         )
+        code = status or 499  # the client left before there was an answer
         self._metrics.answered(
             method=scope["method"],
             route=template or "",
-            code=status or 499,  # the client left before there was an answer
+            code=code,
             key=scope["state"].get("key", ""),
             seconds=seconds,
         )
+        trace: RequestTrace | None = scope["state"].get("trace")
+        if trace is not None:
+            trace.answered(route=template or "", code=code, request_id=scope["state"]["request_id"])
 
 
 class FaultBarrier:

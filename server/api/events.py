@@ -1,25 +1,29 @@
 """Server-sent events of one job: how it stands now, and again at every change, until it has ended.
 
     event: status
-    data: {"status": "PROCESSING", "progress": {"step": 3, "num_steps": 20}, ...}
+    data: {"status": "PROCESSING", "progress": {"step": 3, "num_steps": 20, "seconds_left": 11.2}, ...}
 
-The data is the body of the status route. A line of comment every 15 seconds keeps proxies from
-closing a quiet stream. When the server goes down, the streams of waiting jobs end; the caller opens
-them again at the next one, where the jobs still are.
+The data is the body of the status route, with a preview of the picture for those who ask. A line of
+comment every 15 seconds keeps proxies from closing a quiet stream. When the server goes down, the
+streams of waiting jobs end; the caller opens them again at the next one, where the jobs still are.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Annotated
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Query, Response
 from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from server.api.deps import NEEDS_KEY, KeyDep, LinksDep, ServiceDep, SettingsDep
 from server.api.responses import described
 from server.api.v2 import JobId
 from server.api.v2_schemas import status_of_job
+from server.errors import FieldProblem, InvalidParameters
 from server.jobs.job import JobNotFound, JobState
 from server.jobs.live import JobView
 
@@ -39,22 +43,52 @@ _HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}  # the secon
             "description": "A stream of status bodies; it ends when the job has.",
             "content": {"text/event-stream": {"schema": {"type": "string"}}},
         },
-        **described(401, 404, 500, 503),
+        **described(400, 401, 404, 500, 503),
     },
 )
 async def job_events(
-    request_id: JobId, service: ServiceDep, settings: SettingsDep, key: KeyDep, links: LinksDep
+    request_id: JobId,
+    service: ServiceDep,
+    settings: SettingsDep,
+    key: KeyDep,
+    links: LinksDep,
+    preview: Annotated[
+        str | None,
+        Query(
+            description="true: while the job is PROCESSING, with a small picture of how far it is.",
+            json_schema_extra={"enum": ["true", "false"]},
+        ),
+    ] = None,
 ) -> Response:
     """The status of a job as a stream of events."""
+    previews = _wants_previews(preview)
     await service.view(request_id, key=key)  # a 404 while there is still a status to send
 
     def event(view: JobView) -> bytes:
         body = status_of_job(view, links, credits_left=settings.credits)
         return b"event: status\ndata: " + body.model_dump_json().encode() + b"\n\n"
 
-    views = service.events(request_id, key=key)
+    views = service.events(request_id, key=key, previews=previews)
     stream = event_stream(views, event, going_down=lambda: service.draining)
-    return StreamingResponse(stream, media_type="text/event-stream", headers=_HEADERS)
+    return EventResponse(stream, during=service.watching(request_id) if previews else nullcontext())
+
+
+def _wants_previews(asked: str | None) -> bool:
+    if asked not in (None, "true", "false"):
+        raise InvalidParameters([FieldProblem("preview", "preview must be one of true, false.")])
+    return asked == "true"
+
+
+class EventResponse(StreamingResponse):
+    """Knows when its client has left: a generator that nobody reads any more would hear it late."""
+
+    def __init__(self, stream: AsyncIterator[bytes], *, during: AbstractContextManager[None]) -> None:
+        super().__init__(stream, media_type="text/event-stream", headers=_HEADERS)
+        self._during = during
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._during:
+            await super().__call__(scope, receive, send)
 
 
 async def event_stream(

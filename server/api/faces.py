@@ -7,7 +7,8 @@ leaves nothing behind. Its faces are counted as `face_index` counts them.
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Self
+from collections.abc import Coroutine
+from typing import Any, Self, TypeVar
 
 import anyio.to_thread
 from fastapi import APIRouter, Request
@@ -16,10 +17,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from server.api.body import client_left, received_json
 from server.api.deps import NEEDS_BUDGET, NEEDS_KEY, ServiceDep, SettingsDep
 from server.api.responses import described
-from server.api.v1_schemas import clean_unicode, invalid, json_object
+from server.api.v1_schemas import invalid, json_object
 from server.errors import ClientLeft
+from server.fields import clean_unicode
 from server.jobs.messages import FacesFound
-from server.jobs.service import JobService
+
+T = TypeVar("T")
 
 router = APIRouter(tags=["faces"], dependencies=[NEEDS_KEY])
 
@@ -94,15 +97,13 @@ async def find_faces(request: Request, service: ServiceDep, settings: SettingsDe
         photo = (await anyio.to_thread.run_sync(FacesRequest.parse, body)).image
         del body
         timeout_s = min(settings.v1_timeout_s, MAX_WAIT_S)
-        found = await faces_for_client(request, service, photo, timeout_s=timeout_s)
+        found = await for_client(request, service.faces(photo, timeout_s=timeout_s))
     return in_wire_words(found)
 
 
-async def faces_for_client(
-    request: Request, service: JobService, photo: str, *, timeout_s: float
-) -> FacesFound:
-    """The answer, unless the client leaves before."""
-    answer = asyncio.create_task(service.faces(photo, timeout_s=timeout_s))
+async def for_client(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """What the work returns, unless the client leaves before."""
+    answer = asyncio.create_task(work)
     left = asyncio.create_task(client_left(request))
     try:
         await asyncio.wait({answer, left}, return_when=asyncio.FIRST_COMPLETED)

@@ -70,8 +70,15 @@ def metrics_router(*, public: bool) -> APIRouter:
             **described(*([] if public else [401])),
         },
     )
-    async def metrics(metrics: MetricsDep) -> Response:
+    async def metrics(metrics: MetricsDep, service: ServiceDep) -> Response:
         """Figures in the Prometheus text format."""
+        metrics.stands(
+            ready=service.not_ready_reason is None,
+            workers=service.workers,
+            capacity=service.queue_capacity,
+            free=service.free_bytes,
+            writable=service.is_writable,
+        )
         return Response(metrics.text(), media_type=CONTENT_TYPE)
 
     return routes

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import BaseModel
+
 from server.api.v1_schemas import ErrorAnswer, FluxPulidRequest
+from server.fields import schema_of
 
 REQUEST_BODY: dict[str, Any] = {
     "required": True,
     "content": {
         "application/json": {
-            "schema": FluxPulidRequest.model_json_schema(),
+            "schema": schema_of(FluxPulidRequest),
             "example": {
                 "main_face_image": "https://example.com/face.jpg",
                 "prompt": "portrait of woman, neon color, cinematic",
@@ -33,6 +36,6 @@ _MEANINGS = {
 }
 
 
-def described(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def described(*statuses: int, model: type[BaseModel] = ErrorAnswer) -> dict[int | str, dict[str, Any]]:
     """Entries for a route's `responses`."""
-    return {status: {"model": ErrorAnswer, "description": _MEANINGS[status]} for status in statuses}
+    return {status: {"model": model, "description": _MEANINGS[status]} for status in statuses}

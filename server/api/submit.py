@@ -43,5 +43,10 @@ async def accept(
     async with turns.turn_of(key):
         budget.require_place(key)
         return await service.submit(
-            body, key=key, api=api, deadline_s=deadline_s, idempotency_key=idempotency_key
+            body,
+            key=key,
+            api=api,
+            deadline_s=deadline_s,
+            idempotency_key=idempotency_key,
+            trace=request.scope["state"].get("trace"),
         )

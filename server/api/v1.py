@@ -22,6 +22,8 @@ from server.api.context import JSON_MOUNT
 from server.api.deps import NEEDS_BUDGET, NEEDS_KEY, KeyDep, LinksDep, ServiceDep, SettingsDep
 from server.api.links import Links
 from server.api.responses import REQUEST_BODY, described
+from server.api.similarity import HEADER as SIMILARITY_HEADER
+from server.api.similarity import for_header, for_json
 from server.api.submit import accept
 from server.api.v1_schemas import Base64Answer, wants_base64
 from server.errors import (
@@ -52,6 +54,8 @@ _HEADERS = {
     "x-cost": "Always 0.",
     "x-seed-value": "Seed of the first picture.",
     "x-output-metadata": 'JSON: {"height", "width", "samples"}, real pixels.',
+    SIMILARITY_HEADER: "Only with identity_similarity: `0.7123;none, 0.6882;0.4110`, with a comma between "
+    "pictures and a semicolon between the people of one; `none`: the picture shows no face.",
     "x-flux-pulid-notice": "Only where the profile has something to say about its pictures.",
     "link": 'With several pictures and the body as bytes: `<url>; rel="item"` for each of them.',
 }
@@ -153,6 +157,8 @@ def figures(record: JobRecord, service: JobService, settings: Settings) -> dict[
         "x-seed-value": str(record.seed),
         "x-output-metadata": json.dumps(size, separators=(",", ":")),
     }
+    if record.similarities:
+        headers[SIMILARITY_HEADER] = for_header(record.similarities)
     if service.engine_info is not None and service.engine_info.notice:
         headers["x-flux-pulid-notice"] = service.engine_info.notice
     return headers
@@ -192,5 +198,6 @@ def json_body(record: JobRecord, pictures: Sequence[bytes], urls: list[str]) -> 
         seed=record.seed or 0,
         request_id=record.id,
         output=urls,
+        identity_similarity=for_json(record.similarities),
     )
     return answer.model_dump_json().encode()

@@ -17,19 +17,23 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    TypeAdapter,
     ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
 )
 
-from pulid.engine import DEFAULT_NEGATIVE_PROMPT, FaceChoice, FaceOrder, GenerationRequest
+from pulid.engine import DEFAULT_NEGATIVE_PROMPT, FaceChoice, FaceOrder, Fusion, GenerationRequest, Person
+from server.api.people_schemas import IdentityFile, People, Photos, PhotoText, photos_of_one
+from server.api.similarity import IdentitySimilarity
 from server.errors import FieldProblem, InvalidParameters, UnparsableBody
-from server.fields import EXPLAINED, NotBoolean, Number, Whole, allowed, explained
-from server.jobs.files import ImageFormat, OutputOptions
+from server.fields import EXPLAINED, NotBoolean, Number, Whole, clean_unicode, explained, in_words, rule_at
+from server.jobs.files import MAX_PHOTOS, ImageFormat, OutputOptions
 from server.jobs.live import ParsedBody
 
 MAX_SEED = 2**63 - 1
+SOURCES = ("main_face_image", "face_images", "identity", "faces")  # where faces come from; one must be given
 _MAX_PARTS = 100_000  # brackets and commas beside the prompts; megabytes of them become gigabytes of lists
 
 WireFormat = Annotated[ImageFormat, BeforeValidator(lambda value: "jpg" if value == "jpeg" else value)]
@@ -38,12 +42,15 @@ WireFormat = Annotated[ImageFormat, BeforeValidator(lambda value: "jpg" if value
 class FluxPulidRequest(BaseModel):
     """The parameters of one flux-pulid call. Unknown fields are ignored; null means "not given"."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="ignore",
+        allow_inf_nan=False,
+        json_schema_extra={"anyOf": [{"required": [name]} for name in SOURCES]},
+    )
 
-    main_face_image: str = Field(
-        min_length=1,
-        description="Photo with the face to keep: an http(s) URL, a data URI or bare base64.",
-        json_schema_extra={"x-allowed": "an http(s) URL, a data URI or the base64 text of a photo"},
+    main_face_image: PhotoText | None = Field(
+        None, description="Photo with the face to keep: an http(s) URL, a data URI or bare base64."
     )
     prompt: str = Field(description="What to draw.", examples=["portrait of woman, neon color, cinematic"])
     negative_prompt: str = Field(
@@ -73,6 +80,17 @@ class FluxPulidRequest(BaseModel):
     id_end_step: Annotated[int, Field(ge=0, le=20), NotBoolean] | None = Field(
         None, description="First step that no longer sees the face. Absent or null: it stays to the end."
     )
+    face_images: Photos | None = Field(
+        None, description="More photos of the same person; main_face_image may then be left out."
+    )
+    face_fusion: Fusion = Field("mean", description="How several photos become one identity.")
+    identity: IdentityFile | None = Field(None, description="An identity file, as base64, instead of photos.")
+    faces: People | None = Field(
+        None, description="Several people, each in a region of the canvas, instead of one."
+    )
+    identity_similarity: bool = Field(
+        False, description="true: measure how much the picture looks like the photo, and answer with it."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -86,7 +104,7 @@ class FluxPulidRequest(BaseModel):
             given.setdefault("true_cfg", given.pop("True_cfg"))
         return given
 
-    @field_validator("main_face_image", "prompt", "negative_prompt")
+    @field_validator("prompt", "negative_prompt")
     @classmethod
     def _clean_unicode(cls, value: str) -> str:
         return clean_unicode(value)
@@ -102,14 +120,27 @@ class FluxPulidRequest(BaseModel):
     @classmethod
     def of(cls, data: Mapping[str, Any], *, max_prompt_chars: int) -> Self:
         """Check the fields. Raises InvalidParameters with one problem for each wrong one."""
+        problems = problems_with_sources(data)
         try:
-            return cls.model_validate(data, context={"max_prompt_chars": max_prompt_chars})
+            request = cls.model_validate(data, context={"max_prompt_chars": max_prompt_chars})
         except ValidationError as exc:
-            raise invalid(cls, exc) from None
+            raise InvalidParameters([*problems, *invalid(cls, exc).problems]) from None
+        problems = problems or problems_with_number(request.photos_by_place())
+        if problems:
+            raise InvalidParameters(problems)
+        return request
+
+    def photos_by_place(self) -> dict[str, str]:
+        """All photos in the order in which people count them, each under the name of its field."""
+        photos = photos_of_one(self.main_face_image, self.face_images)
+        for number, person in enumerate(self.faces or ()):
+            photos |= {f"faces[{number}].{name}": text for name, text in person.photos_by_place().items()}
+        return photos
 
     def to_generation(self) -> GenerationRequest:
-        """In the engine's words, still without the photo. Draws the seed if none was given."""
+        """In the engine's words, still without the photos. Draws the seed if none was given."""
         return GenerationRequest(
+            people=self._people(),
             prompt=self.prompt,
             negative_prompt=self.negative_prompt,
             seed=secrets.randbits(32) if self.seed in (None, -1) else self.seed,
@@ -123,9 +154,27 @@ class FluxPulidRequest(BaseModel):
             timestep_to_start_cfg=self.start_step,
             max_sequence_length=self.max_sequence_length,
             num_outputs=self.num_outputs,
+            fusion=self.face_fusion,
             face=FaceChoice(index=self.face_index, order=self.face_order, strict=self.strict_face),
             id_end_step=self.id_end_step,
+            measures_similarity=self.identity_similarity,
         )
+
+    def _people(self) -> tuple[Person, ...]:
+        """Those who are named, or the one of an identity file; none for the one person of photos."""
+        if self.identity is not None:
+            person = Person(
+                identity=self.identity,
+                weight=self.id_weight,
+                start_step=self.start_step,
+                end_step=self.id_end_step,
+            )
+            return (person,)
+        people: list[Person] = []
+        for wire in self.faces or ():
+            photos_before = sum(len(person.photos) for person in people)
+            people.append(wire.to_person(photos_before, strict_face=self.strict_face))
+        return tuple(people)
 
     def to_output(self) -> OutputOptions:
         return OutputOptions(format=self.output_format, quality=self.output_quality)
@@ -143,6 +192,7 @@ class Base64Answer(BaseModel):
     seed: int = Field(description="Of the first picture.")
     request_id: str
     output: list[str] = Field(description="Where each picture can be fetched, without a key.")
+    identity_similarity: IdentitySimilarity = None
 
 
 class ErrorField(BaseModel):
@@ -170,13 +220,22 @@ def parse_request(body: bytes, *, max_prompt_chars: int) -> FluxPulidRequest:
 def parse_body(body: bytes, *, max_prompt_chars: int) -> ParsedBody:
     """A checked body in the words of jobs. Draws the seed if none was given. Raises as parse_request."""
     wire = parse_request(body, max_prompt_chars=max_prompt_chars)
-    return ParsedBody(request=wire.to_generation(), photo=wire.main_face_image, output=wire.to_output())
+    photos = wire.photos_by_place()
+    return ParsedBody(
+        request=wire.to_generation(),
+        photos=tuple(photos.values()),
+        output=wire.to_output(),
+        places=() if list(photos) == ["main_face_image"] else tuple(photos),
+    )
+
+
+_SWITCH = TypeAdapter(bool)
 
 
 def wants_base64(body: bytes) -> bool:
     """Does a valid body say `base64: true`? Most bodies do not have the word and are not parsed again."""
     may_have_the_word = b'"base64"' in body or b"\\u" in body
-    return may_have_the_word and FluxPulidRequest.model_validate(json.loads(body)).base64
+    return may_have_the_word and _SWITCH.validate_python(json.loads(body).get("base64") or False)
 
 
 def json_object(body: bytes, max_prompt_chars: int = 0) -> Mapping[str, Any]:
@@ -202,17 +261,6 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-def clean_unicode(value: str) -> str:
-    """The text, if it is one. For validators of a model."""
-    if "\0" in value:
-        raise explained("must not contain the NUL character.")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise explained("must be valid Unicode; it has half of a surrogate pair.") from None
-    return value
-
-
 def invalid(model: type[BaseModel], exc: ValidationError) -> InvalidParameters:
     """What is wrong with a body, in words, one problem for each field."""
     errors = exc.errors(include_input=False, include_url=False)
@@ -220,9 +268,29 @@ def invalid(model: type[BaseModel], exc: ValidationError) -> InvalidParameters:
 
 
 def _problem(model: type[BaseModel], error: Any) -> FieldProblem:
-    name, kind = str(error["loc"][0]), error["type"]
-    if kind == "missing":
+    name, rule = rule_at(model, error["loc"])
+    if error["type"] == "missing":
         return FieldProblem(name, f"{name} is required.")
-    if kind == EXPLAINED:
+    if error["type"] == EXPLAINED:
         return FieldProblem(name, f"{name} {error['msg']}")
-    return FieldProblem(name, f"{name} must be {allowed(model, name)}.")
+    return FieldProblem(name, f"{name} must be {in_words(rule)}.")
+
+
+def problems_with_sources(data: Mapping[str, Any]) -> list[FieldProblem]:
+    """Where a body does not say in exactly one way whose face is meant. Its fields are not yet checked."""
+    given = [name for name in SOURCES if data.get(name) is not None]
+    if not given:
+        return [FieldProblem("main_face_image", "main_face_image is required.")]
+    for name in ("faces", "identity"):
+        others = [other for other in given if other != name]
+        if name in given and others:
+            return [FieldProblem(name, f"{name} cannot be given together with {' and '.join(others)}.")]
+    return []
+
+
+def problems_with_number(photos: Mapping[str, str]) -> list[FieldProblem]:
+    """Where a valid body has too many photos."""
+    if len(photos) <= MAX_PHOTOS:
+        return []
+    field = "faces" if "faces" in next(iter(photos)) else "face_images"
+    return [FieldProblem(field, f"{field} must leave it at {MAX_PHOTOS} photos for the whole request.")]

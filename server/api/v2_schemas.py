@@ -6,11 +6,14 @@ contract (place in the queue, progress) is in keys of its own that no known clie
 
 from __future__ import annotations
 
+import base64
 from typing import Literal
 
 from pydantic import BaseModel, Field
 
 from server.api.links import Links
+from server.api.similarity import IdentitySimilarity, for_json
+from server.api.v1_schemas import ErrorField
 from server.jobs.job import JobRecord, JobState
 from server.jobs.live import JobView
 
@@ -61,6 +64,9 @@ class Accounts(Timings):
 class Progress(BaseModel):
     step: int = Field(description="Denoising steps done.")
     num_steps: int
+    seconds_left: float | None = Field(
+        description="For the steps that are left, from how long those so far have taken; null before step 2."
+    )
 
 
 class Queued(BaseModel):
@@ -79,12 +85,18 @@ class Processing(BaseModel):
     response_url: str
     metrics: NoMetrics = NoMetrics()
     progress: Progress
+    preview: str | None = Field(
+        None,
+        description="Only in events that were asked for with preview=true: a small JPEG as a data URI.",
+        exclude_if=lambda preview: preview is None,
+    )
 
 
 class Completed(BaseModel):
     status: Literal["COMPLETED"] = "COMPLETED"
     request_id: str
     metrics: Accounts
+    identity_similarity: IdentitySimilarity = None
 
 
 class Failed(BaseModel):
@@ -92,6 +104,10 @@ class Failed(BaseModel):
 
     status: Literal["FAILED"] = "FAILED"
     error: str
+    code: str = Field(description="A stable name of the reason.")
+    fields: list[ErrorField] | None = Field(
+        None, description="Only where single fields are wrong.", exclude_if=lambda fields: fields is None
+    )
     metrics: Timings
     request_id: str
 
@@ -118,6 +134,7 @@ class Result(BaseModel):
     output: str | list[str] = Field(description="A URL for one picture, a list for several.")
     images: list[Picture]
     timings: InferenceTime
+    identity_similarity: IdentitySimilarity = None
 
 
 class Removed(BaseModel):
@@ -133,14 +150,34 @@ def status_of_job(view: JobView, links: Links, *, credits_left: int) -> Status:
     """How a job stands, without its output."""
     record = view.record
     if record.state is JobState.COMPLETED:
-        return Completed(request_id=record.id, metrics=accounts(record, credits_left))
+        return Completed(
+            request_id=record.id,
+            metrics=accounts(record, credits_left),
+            identity_similarity=for_json(record.similarities),
+        )
     if record.state is JobState.FAILED:
-        return Failed(error=record.error or "", metrics=Timings.of(record), request_id=record.id)
+        return failure(record)
     urls = {"status_url": links.status(record.id), "response_url": links.result(record.id)}
     if record.state is JobState.QUEUED:
         return Queued(request_id=record.id, queue_position=view.queue_position, **urls)
-    progress = Progress(step=view.step, num_steps=record.num_steps)
-    return Processing(request_id=record.id, progress=progress, **urls)
+    left = None if view.seconds_left is None else round(view.seconds_left, 1)
+    progress = Progress(step=view.step, num_steps=record.num_steps, seconds_left=left)
+    return Processing(request_id=record.id, progress=progress, preview=data_uri(view.preview), **urls)
+
+
+def failure(record: JobRecord) -> Failed:
+    fields = [ErrorField(field=wrong.field, message=wrong.message) for wrong in record.error_fields]
+    return Failed(
+        error=record.error or "",
+        code=record.error_code or "internal_error",
+        fields=fields or None,
+        metrics=Timings.of(record),
+        request_id=record.id,
+    )
+
+
+def data_uri(preview: bytes | None) -> str | None:
+    return None if preview is None else f"data:image/jpeg;base64,{base64.b64encode(preview).decode('ascii')}"
 
 
 def result_of_job(view: JobView, links: Links, *, credits_left: int) -> Status | Result:
@@ -166,6 +203,7 @@ def result_of_job(view: JobView, links: Links, *, credits_left: int) -> Status |
             for url, file in zip(urls, record.files, strict=True)
         ],
         timings=InferenceTime(inference=_seconds(record)["inference_time"]),
+        identity_similarity=for_json(record.similarities),
     )
 
 

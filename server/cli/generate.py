@@ -7,8 +7,9 @@ same way as on the server. Drives the engine itself: one request, one loop.
 from __future__ import annotations
 
 import asyncio
+import base64
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,30 +19,40 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from pulid.engine import Engine, GenerationRequest, GenerationResult, RgbImage
-from pulid.errors import EngineFailed, ImageRejected
-from server.api.v1_schemas import FluxPulidRequest
+from pulid.engine import Engine, GenerationRequest, GenerationResult, RgbImage, StepEvent
+from pulid.errors import EngineFailed, IdentityRejected, ImageRejected
+from server.api.similarity import for_header
+from server.api.v1_schemas import SOURCES, FluxPulidRequest
 from server.app import devices_of, engine_factory, fetch_limits
 from server.cli.failures import clean_exit
 from server.cli.flags import used, with_flags
+from server.driving import run_alone
 from server.errors import FieldProblem, InvalidParameters
 from server.jobs.face_stage import is_url
-from server.jobs.files import OutputOptions, encode_images
+from server.jobs.files import MAX_PHOTOS, OutputOptions, encode_images
 from server.security.image_decode import decode_image
 from server.security.image_fetch import public_fetcher
 from server.settings import Settings, load_settings
 
 _SUFFIXES = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
-_EXPLICIT = ("main_face_image", "prompt", "base64")  # by --face and --prompt; base64 is for the wire
-_JOB = "generate"
+# By --face, --identity and --prompt; several people and base64 are for the wire.
+_EXPLICIT = (*SOURCES, "prompt", "base64")
 _STEPS_A_LINE = 5  # where there is no terminal to draw a bar on
 
 
 @with_flags(FluxPulidRequest, skip=_EXPLICIT)
 def generate(
-    face: Annotated[str, typer.Option("--face", help="Photo of the person: a file or an http(s) URL.")],
     prompt: Annotated[str, typer.Option("--prompt", help="What to draw.")],
     out: Annotated[Path, typer.Option("--out", help="File to write; its suffix chooses the format.")],
+    face: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--face", help="Photo of the person: a file or an http(s) URL. Again for more photos of them."
+        ),
+    ] = None,
+    identity: Annotated[
+        Path | None, typer.Option("--identity", help="Identity file of the person, instead of --face.")
+    ] = None,
     config: Annotated[Path | None, typer.Option("--config", help="TOML file with settings.")] = None,
     profile: Annotated[str | None, typer.Option("--profile", help="As for serve: exact or tiny.")] = None,
     devices: Annotated[str | None, typer.Option("--devices", help="As for serve.")] = None,
@@ -53,12 +64,30 @@ def generate(
     flags = {"profile": profile, "devices": devices, "weights_dir": weights_dir, "face_mode": face_mode}
     with clean_exit():
         settings = load_settings(flags=used(flags), config=config).settings
-        # The photo is read apart; here it only has to be there.
-        values = {"main_face_image": face or "-", "prompt": prompt, **used(given)}
+        values = {**source_of(face or [], identity), "prompt": prompt, **used(given)}
         wire = checked_parameters(values, out, settings)
-        request = replace(wire.to_generation(), id_images=(read_photo(face, settings),))
+        photos = tuple(read_photo(photo, settings) for photo in face or ())
+        request = replace(wire.to_generation(), id_images=photos)
         create_engine = partial(engine_factory(settings, show_loading), devices_of(settings)[0])
         paint(create_engine, request, wire.to_output(), out)
+
+
+def source_of(faces: Sequence[str], identity: Path | None) -> dict[str, Any]:
+    """Whose face it is, in the fields of a request. Photos are read apart; here they only have to be there.
+
+    Raises InvalidParameters or IdentityRejected.
+    """
+    if bool(faces) == (identity is not None):
+        raise InvalidParameters([FieldProblem("face", "Give either --face, once or more, or --identity.")])
+    if len(faces) > MAX_PHOTOS:
+        raise InvalidParameters([FieldProblem("face", f"Give --face at most {MAX_PHOTOS} times.")])
+    if identity is None:
+        return {"face_images": ["-"] * len(faces)}
+    try:
+        return {"identity": base64.b64encode(identity.read_bytes()).decode("ascii")}
+    except (OSError, ValueError) as exc:
+        why = exc.strerror if isinstance(exc, OSError) else "this is no file name"
+        raise IdentityRejected(f"The identity file {identity} cannot be read: {why}.") from exc
 
 
 def checked_parameters(values: dict[str, Any], out: Path, settings: Settings) -> FluxPulidRequest:
@@ -108,15 +137,24 @@ def paint(
     engine = create_engine()
     try:
         result = run_to_end(engine, request)
+        likeness = likeness_of(engine, request, result)
         notice = engine.info.notice
     finally:
         engine.close()
     files = encode_images(result.images, options)
-    for path, file, seed in zip(paths_of(out, len(files)), files, result.seeds, strict=True):
+    for path, file, seed, alike in zip(paths_of(out, len(files)), files, result.seeds, likeness, strict=True):
         write(path, file.data)
-        typer.echo(f"Wrote {path} ({file.width}x{file.height}, seed {seed}).")
+        typer.echo(f"Wrote {path} ({file.width}x{file.height}, seed {seed}{alike}).")
     if notice:
         typer.echo(f"Note: {notice}")
+
+
+def likeness_of(engine: Engine, request: GenerationRequest, result: GenerationResult) -> list[str]:
+    """For each picture what is to be said of it; nothing where nobody asked."""
+    if not request.measures_similarity:
+        return [""] * len(result.images)
+    people = [engine.likeness(image, result.reference_faces) for image in result.images]
+    return [f", likeness {for_header((picture,))}" for picture in people]
 
 
 def show_loading(device: str, part: str, percent: int) -> None:
@@ -125,19 +163,15 @@ def show_loading(device: str, part: str, percent: int) -> None:
 
 def run_to_end(engine: Engine, request: GenerationRequest) -> GenerationResult:
     """Drive one request, showing its steps. Raises what made it fail."""
-    engine.admit(_JOB, request)
     with _progress() as progress:
         bar = progress.add_task("Painting", total=request.num_steps)
-        while events := engine.step():
-            last = events[-1]
-            progress.update(bar, completed=last.step)
-            if not progress.console.is_terminal and (last.step % _STEPS_A_LINE == 0 or last.is_last):
-                typer.echo(f"Step {last.step} of {request.num_steps}", err=True)
-            if last.error is not None:
-                raise last.error
-            if last.result is not None:
-                return last.result
-    raise EngineFailed("The engine stopped before the picture was done.")
+
+        def show(event: StepEvent) -> None:
+            progress.update(bar, completed=event.step)
+            if not progress.console.is_terminal and (event.step % _STEPS_A_LINE == 0 or event.is_last):
+                typer.echo(f"Step {event.step} of {request.num_steps}", err=True)
+
+        return run_alone(engine, request, show)
 
 
 def _progress() -> Progress:

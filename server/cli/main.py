@@ -9,6 +9,7 @@ import typer
 import server
 from server.cli import keys, weights
 from server.cli.doctor import doctor
+from server.cli.evaluate import evaluate
 from server.cli.generate import generate
 from server.cli.serve import serve
 
@@ -37,6 +38,7 @@ def flux_pulid(
 
 app.command()(serve)
 app.command()(generate)
+app.command()(evaluate)
 app.command()(doctor)
 app.add_typer(keys.app, name="keys")
 app.add_typer(weights.app, name="weights")

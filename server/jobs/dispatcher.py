@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from server.jobs.live import LiveJob
-from server.jobs.messages import Admit, Cancel, Prepare, ToWorker
+from server.jobs.messages import Admit, Cancel, Prepare, ToWorker, Watch
 from server.jobs.scheduler import Scheduler, Waiting
 
 
@@ -36,14 +36,14 @@ class Dispatcher:
         scheduler: Scheduler,
         live: Mapping[str, LiveJob],
         send: Callable[[str, ToWorker], None],
-        photo_path: Callable[[str], Path],
+        photo_paths: Callable[[str, int], tuple[Path, ...]],
         now: Callable[[], float],
     ) -> None:
         self._devices = {name: _Device() for name in devices}
         self._scheduler = scheduler
         self._live = live
         self._send = send
-        self._photo_path = photo_path
+        self._photo_paths = photo_paths
         self._now = now
         self._paused = False
 
@@ -63,7 +63,7 @@ class Dispatcher:
         )
 
     def make_ready(self, job: LiveJob) -> None:
-        """The job's photo is there."""
+        """The job's photos are there."""
         self._scheduler.make_ready(job.id)
         self.fill()
 
@@ -78,6 +78,11 @@ class Dispatcher:
     @property
     def any_ready(self) -> bool:
         return any(device.ready for device in self._devices.values())
+
+    @property
+    def ready(self) -> dict[str, bool]:
+        """By device: whether it has a worker that can work."""
+        return {name: device.ready for name, device in self._devices.items()}
 
     def device_for_question(self) -> str | None:
         """A device that may be asked about a photo now: an idle one, if there is one.
@@ -106,6 +111,12 @@ class Dispatcher:
         position = self._scheduler.position(job.id)
         ahead = sum(device.ahead is not None for device in self._devices.values())
         return None if position is None else position + ahead
+
+    def watched(self, job: LiveJob) -> None:
+        """Its first watcher has come, or its last one has left. Whoever gets it later hears it then."""
+        for name, device in self._devices.items():
+            if job in device.jobs and job.prepare_sent:
+                self._send(name, Watch(job.id, job.watchers > 0))
 
     def denoised(self, job: LiveJob) -> None:
         """Its last step is done: the device is free, though its pictures are still being saved."""
@@ -154,6 +165,8 @@ class Dispatcher:
         if not job.prepare_sent:
             job.prepare_sent = True
             self._send(name, self._prepare(job))
+            if job.watchers:
+                self._send(name, Watch(job.id, True))
             return True
         if device.running is None:  # the worker starts it as soon as it is prepared
             device.running, device.ahead = job, None
@@ -174,7 +187,7 @@ class Dispatcher:
         return Prepare(
             job_id=job.id,
             request=job.request,
-            photo=self._photo_path(job.id),
+            photos=self._photo_paths(job.id, job.photos),
             output=job.output,
             media_id=job.record.media_id,
         )

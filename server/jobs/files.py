@@ -1,4 +1,4 @@
-"""Everything of a job that is a file: its body and photo while it is unfinished, its pictures after.
+"""Everything of a job that is a file: its body and photos while it is unfinished, its pictures after.
 
 A file is written under a temporary name, fsynced and renamed, so that a final name always has whole
 content, through any kill. A write that fails leaves nothing behind, and a full disk is StoreFull.
@@ -13,7 +13,7 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -24,13 +24,16 @@ from PIL import Image
 from pulid.engine import RgbImage
 from server.jobs.job import JobFile, StoreFull
 
+MAX_PHOTOS = 8  # of one job
+
 ImageFormat = Literal["png", "jpg", "webp"]
 
 CONTENT_TYPES: dict[ImageFormat, str] = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
 
 _ID = re.compile(r"[0-9a-f]{32}")
 _MEDIA_NAME = re.compile(rf"[0-9]{{1,2}}\.({'|'.join(CONTENT_TYPES)})")
-_BODY, _PHOTO, _TEMPORARY = ".json", ".photo", ".tmp"
+_BODY, _TEMPORARY = ".json", ".tmp"
+_PHOTOS = tuple(f".photo.{number}" for number in range(MAX_PHOTOS))
 
 # No room on the disk, in a quota, under a file size limit, or in the table of open files.
 _NO_ROOM = {
@@ -83,7 +86,7 @@ def encode_images(images: Iterable[RgbImage], options: OutputOptions) -> tuple[I
 
 
 class JobBodies:
-    """The request body of each unfinished job as it was sent, and its photo once it is there."""
+    """The request body of each unfinished job as it was sent, and its photos once they are there."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -103,19 +106,29 @@ class JobBodies:
         """Raises FileNotFoundError where there is none."""
         return self._path(job_id, _BODY).read_bytes()
 
-    def write_photo(self, job_id: str, data: bytes) -> Path:
+    def write_photo(self, job_id: str, number: int, data: bytes) -> Path:
         """Store a photo, as long as the machine runs: it can be fetched again. Raises StoreFull."""
-        path = self.photo_path(job_id)
+        path = self.photo_path(job_id, number)
         _put(path, data, durable=False)
         return path
 
-    def photo_path(self, job_id: str) -> Path:
-        return self._path(job_id, _PHOTO)
+    def photo_path(self, job_id: str, number: int) -> Path:
+        """`number`: from 0, below MAX_PHOTOS."""
+        return self._path(job_id, _PHOTOS[number])
 
     def delete(self, job_id: str) -> None:
-        """Remove body and photo, as far as they are there."""
-        self._path(job_id, _BODY).unlink(missing_ok=True)
-        self.photo_path(job_id).unlink(missing_ok=True)
+        """Remove body and photos, as far as they are there."""
+        start = str(self._path(job_id, ""))
+        for ending in (_BODY, *_PHOTOS):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(start + ending)  # noqa: PTH108  # a v1 call waits; Path takes longer than the disk
+
+    def delete_others(self, job_ids: Collection[str]) -> None:
+        """Remove every file of jobs that are not among these."""
+        for path in self._folder.iterdir():
+            job_id = _job_of(path)
+            if job_id is not None and job_id not in job_ids:
+                path.unlink(missing_ok=True)
 
     def probe(self) -> None:
         """Write a small file and remove it. Raises StoreFull."""
@@ -125,10 +138,6 @@ class JobBodies:
                 _write(path, bytes(4096), durable=True)
             finally:
                 path.unlink(missing_ok=True)
-
-    def job_ids(self) -> set[str]:
-        """Every job that has a body or a photo here."""
-        return {path.stem for path in self._folder.iterdir() if _ID.fullmatch(path.stem)}
 
     def _path(self, job_id: str, suffix: str) -> Path:
         return self._folder / (_checked(_ID, job_id) + suffix)
@@ -186,6 +195,12 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _job_of(path: Path) -> str | None:
+    """Whose body or photo a file is; None for what is neither."""
+    job_id = path.name.partition(".")[0]
+    return job_id if _ID.fullmatch(job_id) else None
 
 
 def _checked(form: re.Pattern[str], text: str) -> str:

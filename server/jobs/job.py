@@ -9,11 +9,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pulid.errors import BadRequest, PulidError
 
+if TYPE_CHECKING:
+    from server.errors import FieldProblem
+
 Api = Literal["v1", "v2"]
+
+# How much each person looks like the photo (ArcFace cosine), for each picture; None: it shows no face.
+# Empty where nobody asked.
+Similarities = tuple[tuple[float | None, ...], ...]
 
 
 class JobState(StrEnum):
@@ -79,6 +86,8 @@ class JobRecord:
     files: tuple[JobFile, ...] = ()
     error: str | None = None  # why it FAILED, for the caller
     error_code: str | None = None
+    error_fields: tuple[FieldProblem, ...] = ()  # of the body, where single ones were wrong
+    similarities: Similarities = ()
 
     @property
     def inference_s(self) -> float:

@@ -1,7 +1,7 @@
 """What the server and a worker process tell each other. Plain data that travels over a pipe.
 
-Server to worker: Prepare, Admit, Cancel, AskFaces, Stop. Worker to server: the WorkerEvents.
-`WorkerDied` and `PoolBroken` are said by the pool about a worker that can no longer speak.
+Server to worker: Prepare, Admit, Watch, Cancel, AskFaces, AskIdentity, Stop. Worker to server: the
+WorkerEvents. `WorkerDied` and `PoolBroken` are said by the pool about a worker that can no longer speak.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pulid.engine import EngineInfo, FaceFound, GenerationRequest
+from pulid.engine import EngineInfo, FaceChoice, FaceFound, Fusion, GenerationRequest
 from pulid.errors import PulidError
 from server.jobs.files import OutputOptions
-from server.jobs.job import JobFile
+from server.jobs.job import JobFile, Similarities
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepare:
-    """Read the photo and the prompt of a job, so that it can start at once when it is admitted."""
+    """Read the photos and the prompt of a job, so that it can start at once when it is admitted."""
 
     job_id: str
-    request: GenerationRequest  # without the photo
-    photo: Path  # the picture file as it was sent; deleted by the server
+    request: GenerationRequest  # without the photos
+    photos: tuple[Path, ...]  # the picture files as they were sent; deleted by the server
     output: OutputOptions
     media_id: str  # where its pictures go
 
@@ -35,16 +35,37 @@ class Admit:
 
 
 @dataclass(frozen=True, slots=True)
+class Watch:
+    """Whether somebody looks at previews of a job that was sent to be prepared; at first nobody does."""
+
+    job_id: str
+    on: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Cancel:
     job_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class AskFaces:
-    """Which faces does this photo have? Answered in the order of the Prepares and AskFaces that were sent."""
+    """Which faces does this photo have? Answered in the order in which Prepares and questions were sent."""
 
     question_id: str
     photo: bytes  # the picture file as it was sent; by pipe, so that it is never on disk
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskIdentity:
+    """The identity file of the person in these photos. Travels and is answered as AskFaces is."""
+
+    question_id: str
+    photos: tuple[bytes, ...]
+    fusion: Fusion
+    face: FaceChoice
+
+
+Question = AskFaces | AskIdentity
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +73,15 @@ class Stop:
     """End after the current step."""
 
 
-ToWorker = Prepare | Admit | Cancel | AskFaces | Stop
+ToWorker = Prepare | Admit | Watch | Cancel | Question | Stop
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """How far the engine is that is being loaded."""
+
+    part: str  # the network that is being put on the device
+    percent: int  # of all networks together
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +119,7 @@ class Stepped:
     step: int  # denoising steps done
     num_steps: int
     jobs: int = 1  # that shared the step
+    preview: bytes | None = None  # a small JPEG; only of a job that is watched
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +131,7 @@ class Finished:
     files: tuple[JobFile, ...]
     timings: Mapping[str, float]  # seconds: face, text, denoise, decode, encode
     device_memory: int | None = None  # bytes held on the device
+    similarities: Similarities = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +151,16 @@ class FacesFound:
 
 
 @dataclass(frozen=True, slots=True)
+class IdentityMade:
+    """The answer to AskIdentity."""
+
+    question_id: str
+    identity: bytes  # an identity file
+
+
+@dataclass(frozen=True, slots=True)
 class AskFailed:
-    """The other one."""
+    """The other answer to either."""
 
     question_id: str
     error: PulidError  # without traceback, cause or context
@@ -148,8 +187,11 @@ class PoolBroken:
     reason: str
 
 
+Answer = FacesFound | IdentityMade | AskFailed
+
 WorkerEvent = (
-    EngineReady
+    Loading
+    | EngineReady
     | EngineFailedToLoad
     | Preparing
     | Prepared
@@ -157,8 +199,7 @@ WorkerEvent = (
     | Stepped
     | Finished
     | JobFailed
-    | FacesFound
-    | AskFailed
+    | Answer
     | DeviceFault
     | WorkerDied
     | PoolBroken

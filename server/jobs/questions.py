@@ -1,32 +1,45 @@
-"""FaceQuestions: which faces a photo has, asked of a worker and answered while the caller waits.
+"""PhotoQuestions: which faces a photo has, and what identity; a worker answers while the caller waits.
 
 A question is no job: it has no record and no place in the queue, nothing of it is on disk, and one
-whose worker dies is answered with that. A few are open at a time, so that photos neither fill the
-memory nor hold up jobs. Lives on the event loop; knows no HTTP, and no picture format.
+whose worker dies is answered with that. A few photos are looked at at a time, so that they neither fill
+the memory nor hold up jobs. Lives on the event loop; knows no HTTP, and no picture format.
 """
 
 from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
+from pulid.engine import FaceChoice, Fusion
 from pulid.errors import Busy, PulidError
+from server.jobs.ends import about
 from server.jobs.face_stage import FaceStage
 from server.jobs.job import JobTimedOut, NotReady
-from server.jobs.messages import AskFaces, AskFailed, FacesFound, ToWorker
+from server.jobs.messages import (
+    Answer,
+    AskFaces,
+    AskFailed,
+    AskIdentity,
+    FacesFound,
+    IdentityMade,
+    Question,
+    ToWorker,
+)
 
-MAX_OPEN = 8  # questions of all callers; each may hold a photo
+MAX_OPEN = 8  # photos, in the questions of all callers
 
 
 @dataclass(slots=True, eq=False)
-class _Question:
-    answer: asyncio.Future[FacesFound] = field(default_factory=asyncio.Future)
-    device: str | None = None  # None: its photo is still being fetched
+class _Open:
+    places: tuple[str, ...]  # the field of each of its photos
+    answer: asyncio.Future[Any] = field(default_factory=asyncio.Future)
+    device: str | None = None  # None: its photos are still being fetched
 
 
-class FaceQuestions:
+class PhotoQuestions:
     def __init__(
         self,
         *,
@@ -38,40 +51,68 @@ class FaceQuestions:
         self._face_stage = face_stage
         self._device = device
         self._send = send
-        self._open: dict[str, _Question] = {}
+        self._open: dict[str, _Open] = {}
         self._end: PulidError | None = None
 
-    async def ask(self, photo: str, *, timeout_s: float) -> FacesFound:
-        """Fetch the photo and ask a worker.
+    async def faces(self, photo: str, *, timeout_s: float) -> FacesFound:
+        """Fetch the photo and ask a worker which faces it has.
 
         Raises ImageRejected, Busy, NotReady, JobTimedOut, OutOfMemory or EngineFailed.
         """
+
+        def question(question_id: str, photos: tuple[bytes, ...]) -> AskFaces:
+            return AskFaces(question_id, *photos)
+
+        found: FacesFound = await self._ask({"": photo}, question, timeout_s)
+        return found
+
+    async def identity(
+        self, photos: Mapping[str, str], fusion: Fusion, face: FaceChoice, *, timeout_s: float
+    ) -> bytes:
+        """Fetch photos, each under the name of its field, and ask a worker for their person's identity file.
+
+        Raises what `faces` raises, NoFaceFound and SeveralFaces.
+        """
+
+        def question(question_id: str, photos: tuple[bytes, ...]) -> AskIdentity:
+            return AskIdentity(question_id=question_id, photos=photos, fusion=fusion, face=face)
+
+        made: IdentityMade = await self._ask(photos, question, timeout_s)
+        return made.identity
+
+    async def _ask(
+        self,
+        photos: Mapping[str, str],
+        question: Callable[[str, tuple[bytes, ...]], Question],
+        timeout_s: float,
+    ) -> Any:
         self._require_device()
-        if len(self._open) >= MAX_OPEN:
-            raise Busy(f"{MAX_OPEN} photos are being looked at already. Try again in a few seconds.")
-        question_id, question = secrets.token_hex(16), _Question()
-        self._open[question_id] = question
+        if sum(len(other.places) for other in self._open.values()) + len(photos) > MAX_OPEN:
+            raise Busy(f"The server looks at {MAX_OPEN} photos at a time. Try again in a few seconds.")
+        question_id, open_one = secrets.token_hex(16), _Open(tuple(photos))
+        self._open[question_id] = open_one
         try:
             async with asyncio.timeout(timeout_s):
-                data = await self._face_stage.read(photo)
-                question.device = self._require_device()
-                self._send(question.device, AskFaces(question_id, data))
-                del data
-                return await question.answer
+                # One after the other: whoever sends URLs has no more of them fetched at once by that.
+                files = [await self._face_stage.read(photo, place) for place, photo in photos.items()]
+                open_one.device = self._require_device()
+                self._send(open_one.device, question(question_id, tuple(files)))
+                del files
+                return await open_one.answer
         except TimeoutError:
             raise JobTimedOut(f"The photo was not looked at within {timeout_s:.4g} seconds.") from None
         finally:
-            if question.device is None:  # else its place is free when the worker is done with it
+            if open_one.device is None:  # else its place is free when the worker is done with it
                 del self._open[question_id]
 
-    def answered(self, event: FacesFound | AskFailed) -> None:
+    def answered(self, event: Answer) -> None:
         question = self._open.pop(event.question_id, None)
         if question is None or question.answer.done():  # nobody waits any more
             return
-        if isinstance(event, FacesFound):
-            question.answer.set_result(event)
+        if isinstance(event, AskFailed):
+            question.answer.set_exception(about(event.error, question.places))
         else:
-            question.answer.set_exception(event.error)
+            question.answer.set_result(event)
 
     def device_lost(self, device: str, error: PulidError) -> None:
         """Its worker has died, and with it what it was asked."""

@@ -1,6 +1,6 @@
 """JobRunner: takes accepted jobs to their end, whatever happens to workers, disks and callers.
 
-Holds every job that has not ended. Fetches photos, listens to the workers, tries again what may go
+Holds every job that has not ended. Sends for photos, listens to the workers, tries again what may go
 better the next time, charges a worker's death to the job it was busy with, and writes the end of a
 job exactly once, in `end`. Lives on the event loop. Does not know who asks (`service.py`), which
 job is next (`scheduler.py`), or how a picture is made.
@@ -11,15 +11,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Coroutine
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pulid.engine import Engine, EngineInfo, RgbImage
+from pulid.engine import EngineInfo, RgbImage
 from pulid.errors import EngineFailed, PulidError
 from server.jobs.dispatcher import Dispatcher
-from server.jobs.face_stage import FaceStage, is_url
+from server.jobs.ends import MAX_TRIES, about, end_trace, ended_record, hopeless
+from server.jobs.face_stage import FaceStage
 from server.jobs.job import (
     GoingDown,
     JobFile,
@@ -28,6 +29,7 @@ from server.jobs.job import (
     JobState,
     JobTimedOut,
     NotReady,
+    Similarities,
     StoreFailed,
 )
 from server.jobs.live import JobView, LiveJob, ParsedBody
@@ -38,7 +40,9 @@ from server.jobs.messages import (
     EngineReady,
     FacesFound,
     Finished,
+    IdentityMade,
     JobFailed,
+    Loading,
     PoolBroken,
     Prepared,
     Preparing,
@@ -47,24 +51,20 @@ from server.jobs.messages import (
     WorkerDied,
     WorkerEvent,
 )
-from server.jobs.questions import FaceQuestions
+from server.jobs.photos import JobPhotos, ParseBody
+from server.jobs.questions import PhotoQuestions
 from server.jobs.scheduler import Scheduler
-from server.jobs.storage import JobStorage
+from server.jobs.storage import TRY_AGAIN_S, JobStorage
 from server.jobs.worker_pool import WorkerPool
+from server.loading import CreateEngine
 from server.logs import get_logger, trace_of
 from server.metrics import JobMetrics
 from server.settings import LogFormat, LogLevel
 
 log = get_logger("jobs")
 
-ParseBody = Callable[[bytes], ParsedBody]  # raises BadRequest
-
-MAX_TRIES = 3  # beginnings of one v2 job
-MAX_DEATHS = 2  # of workers over one job
-FETCHES_AT_ONCE = 8  # of one key; a fetched photo is in memory until it is on disk
 SWEEP_EVERY_S = 30.0
 PROBE_EVERY_S = 3.0  # of a data folder that did not take the last write
-TRY_AGAIN_S = 2.0  # until what found the disk or the device full is tried again
 
 _STOPPED = "The server stopped before this picture was done. Send the request again."
 _ENGINE_DIED = "The engine stopped while it looked at the photo. Try again in a few seconds."
@@ -92,7 +92,7 @@ class JobRunner:
         *,
         storage: JobStorage,
         devices: tuple[str, ...],
-        create_engine: Callable[[str], Engine],
+        create_engine: CreateEngine,
         decode_photo: Callable[[bytes], RgbImage],
         parse: ParseBody,
         face_stage: FaceStage,
@@ -105,14 +105,13 @@ class JobRunner:
         self.info: EngineInfo | None = None
         self.fault: PulidError | None = None  # no engine will work any more
         self._storage = storage
-        self._parse = parse
-        self._face_stage = face_stage
+        self._photos = JobPhotos(storage=storage, face_stage=face_stage, parse=parse, metrics=metrics)
         self._limits = limits
         self._metrics = metrics
         self._on_ready = on_ready
         self._on_lost = on_lost
+        self._loading: dict[str, Loading] = {}  # the last word of each device whose engine is being loaded
         self._unfinished_of: defaultdict[str, int] = defaultdict(int)  # by key
-        self._fetch_slots = defaultdict[str, asyncio.Semaphore](lambda: asyncio.Semaphore(FETCHES_AT_ONCE))
         self._is_draining = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._scheduler = Scheduler(limits.max_queued)
@@ -131,10 +130,10 @@ class JobRunner:
             scheduler=self._scheduler,
             live=self.live,
             send=self._pool.send,
-            photo_path=storage.photo_path,
+            photo_paths=storage.photo_paths,
             now=time.time,
         )
-        self.questions = FaceQuestions(
+        self.questions = PhotoQuestions(
             face_stage=face_stage, device=self._dispatcher.device_for_question, send=self._pool.send
         )
 
@@ -179,6 +178,8 @@ class JobRunner:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for job in self.live.values():  # the next server goes on with them
+            end_trace(job)
 
     # what the service asks
 
@@ -186,17 +187,53 @@ class JobRunner:
     def has_worker(self) -> bool:
         return self._dispatcher.any_ready
 
+    @property
+    def workers(self) -> Mapping[str, bool]:
+        return self._dispatcher.ready
+
+    @property
+    def loading(self) -> Loading | None:
+        """Of the engines that are being loaded, how far the foremost is, where one has told."""
+        return max(self._loading.values(), key=lambda loading: loading.percent, default=None)
+
     def unfinished_of(self, key: str) -> int:
         return self._unfinished_of[key]
 
-    def view_of(self, job: LiveJob) -> JobView:
+    def view_of(self, job: LiveJob, *, previews: bool = False) -> JobView:
         position = self._dispatcher.position(job) if job.record.state is JobState.QUEUED else None
-        return JobView(record=job.record, step=job.step, queue_position=position)
+        return JobView(
+            record=job.record,
+            step=job.step,
+            seconds_left=job.seconds_left,
+            preview=job.preview if previews else None,
+            queue_position=position,
+        )
+
+    @contextmanager
+    def watching(self, job: LiveJob) -> Iterator[None]:
+        """While somebody looks at its previews they are made, in whichever attempt."""
+        job.watchers += 1
+        if job.watchers == 1:
+            self._dispatcher.watched(job)
+        try:
+            yield
+        finally:
+            job.watchers -= 1
+            if not job.watchers:
+                job.preview = None
+                self._dispatcher.watched(job)
 
     def adopt(self, record: JobRecord, parsed: ParsedBody, *, front: bool = False) -> LiveJob:
         """A place in the queue. Raises Busy when there is none."""
         request = replace(parsed.request, seed=record.seed or 0)
-        job = LiveJob(record, request, parsed.output, alone=record.deaths > 0)
+        job = LiveJob(
+            record,
+            request,
+            parsed.output,
+            photos=len(parsed.photos),
+            places=parsed.places,
+            alone=record.deaths > 0,
+        )
         self._dispatcher.enqueue(job, front=front)
         self.live[job.id] = job
         self._unfinished_of[record.key] += 1
@@ -207,30 +244,43 @@ class JobRunner:
         """Take an adopted job back without a word: it never came to be."""
         if job.ending:  # a drain was faster
             return
+        job.ending = True
+        if job.photos_task is not None:
+            job.photos_task.cancel()
         del self.live[job.id]
         self._unfinished_of[job.record.key] -= 1
         self._dispatcher.forget(job)
         self._count()
 
-    def begin(self, job: LiveJob, photo: str) -> None:
-        """The job is on disk: fetch its photo, and let it have a turn."""
+    def begin(self, job: LiveJob, parsed: ParsedBody) -> None:
+        """The job is on disk: let it have a turn once its photos are, too."""
         if job.ending:  # a drain was faster
             return
         left = max(0.0, job.record.deadline_at - time.time())
         job.timer = self._loop.call_later(left, self._expire, job)
-        job.photo_task = self._spawn(self._bring_photo(job, photo))
+        job.accepted.set()
+        if job.photos_task is None:
+            self.bring_photos(job, parsed)
 
-    def end(self, job: LiveJob, *, files: tuple[JobFile, ...] = (), error: PulidError | None = None) -> None:
+    def end(
+        self,
+        job: LiveJob,
+        *,
+        files: tuple[JobFile, ...] = (),
+        similarities: Similarities = (),
+        error: PulidError | None = None,
+    ) -> None:
         """End a job, once; whoever comes later is ignored. Its waiters wake when the end is on disk."""
         if job.ending:
             return
         job.ending = True
         if job.timer:
             job.timer.cancel()
-        if job.photo_task and job.photo_task is not asyncio.current_task():
-            job.photo_task.cancel()
+        if job.photos_task and job.photos_task is not asyncio.current_task():
+            job.photos_task.cancel()
         self._dispatcher.forget(job, is_painted=error is None)
-        self._spawn(self._write_end(job, ended_record(job.record, files=files, error=error)))
+        ended = ended_record(job.record, files=files, similarities=similarities, error=error)
+        self._spawn(self._write_end(job, ended))
 
     def _end_calls(self, error: PulidError, *, but: Collection[LiveJob] = ()) -> None:
         """End the job of every v1 call."""
@@ -247,47 +297,26 @@ class JobRunner:
         seconds = job.record.deadline_at - job.record.submitted_at
         self.end(job, error=JobTimedOut(f"The picture was not ready within {seconds:.4g} seconds."))
 
-    async def _bring_photo(self, job: LiveJob, photo: str) -> None:
-        """Photo to disk, then the job may have a turn; or its end, if that cannot be."""
+    def bring_photos(self, job: LiveJob, parsed: ParsedBody) -> None:
+        """Begin to bring its photos to the disk. It has a turn when they are there and `begin` was called."""
+        job.photos_task = self._spawn(self._bring_photos(job, parsed))
+
+    async def _bring_photos(self, job: LiveJob, parsed: ParsedBody) -> None:
+        error: PulidError | None = None
+        bringing = self._photos.bring(job, parsed)
+        del parsed  # megabytes, which it lets go of when it has to wait
         try:
-            while not await self._store_photo(job, photo):
-                photo = ""  # the body on disk has it
-                photo = await self._photo_again(job)
-            self._make_ready(job)
+            await bringing
         except PulidError as exc:
-            self.end(job, error=exc)
+            error = exc
         except Exception as exc:
             log.error("job fault", job_id=job.id, **trace_of(exc))
-            self.end(job, error=EngineFailed("The picture could not be made: an internal fault."))
-
-    async def _store_photo(self, job: LiveJob, photo: str) -> bool:
-        """False: the disk does not take it now, and a v2 job may wait; a v1 caller hears of it."""
-        async with self._fetch_slots[job.record.key] if is_url(photo) else nullcontext():
-            started = time.perf_counter()
-            data = await self._face_stage.read(photo)
-            self._metrics.stage("fetch", time.perf_counter() - started)
-            refusal = await self._storage.write_photo(job.id, data, is_wanted=lambda: not job.ending)
-        if refusal is not None and job.record.api == "v1":
-            raise refusal
-        return refusal is None
-
-    async def _photo_again(self, job: LiveJob) -> str:
-        """What a v2 job was submitted with, once the disk may take its photo."""
-        while True:
-            await self._room_on_disk()
-            with suppress(OSError):  # no file handle is free; its deadline ends the wait
-                return (await self._read_body(job.id)).photo
-
-    async def _room_on_disk(self) -> None:
-        """Return when what the disk has refused may be tried again."""
-        while True:
-            await asyncio.sleep(TRY_AGAIN_S)
-            if not (self._storage.is_low or self._storage.is_failing):
-                return
-
-    async def _read_body(self, job_id: str) -> ParsedBody:
-        """What a v2 job was submitted with. Raises OSError or BadRequest."""
-        return await asyncio.to_thread(self._parse, await self._storage.read_body(job_id))
+            error = EngineFailed("The picture could not be made: an internal fault.")
+        await job.accepted.wait()
+        if error is None:
+            self._make_ready(job)
+        else:
+            self.end(job, error=error)
 
     def _make_ready(self, job: LiveJob) -> None:
         if not job.ending:
@@ -297,7 +326,10 @@ class JobRunner:
 
     def _on_event(self, device: str, event: WorkerEvent) -> None:
         match event:
+            case Loading():
+                self._loading[device] = event
             case EngineReady(info):
+                self._loading.pop(device, None)
                 self.info = info
                 self._dispatcher.device_ready(device)
                 self._on_ready(info)
@@ -308,9 +340,10 @@ class JobRunner:
             case DeviceFault(reason):
                 log.error("device fault", device=device, reason=reason)
             case WorkerDied():
+                self._loading.pop(device, None)
                 self.questions.device_lost(device, NotReady(_ENGINE_DIED))
                 self._on_death(device, event)
-            case FacesFound() | AskFailed():
+            case FacesFound() | IdentityMade() | AskFailed():
                 self.questions.answered(event)
             case Finished() | JobFailed() | Preparing() | Prepared() | Stepping() | Stepped():
                 job = self.live.get(event.job_id)
@@ -325,6 +358,8 @@ class JobRunner:
         job: LiveJob,
         event: Finished | JobFailed | Preparing | Prepared | Stepping | Stepped,
     ) -> None:
+        if job.trace is not None:
+            job.trace.heard(event)
         match event:
             case Prepared(_, timings, cache_hits):
                 self._measure(timings, "decode_photo", "face", "text")
@@ -334,16 +369,16 @@ class JobRunner:
                 self._count()
             case Stepping():
                 self._on_beginning(job)
-            case Stepped(_, step, num_steps, jobs):
+            case Stepped(_, step, num_steps, jobs, preview):
                 self._metrics.batch(jobs)
-                job.step = step
+                job.stepped(step, num_steps, preview, now=time.monotonic())
                 if step == num_steps:
                     self._dispatcher.denoised(job)
-            case Finished(_, _, files, timings, device_memory):
+            case Finished(_, _, files, timings, device_memory, similarities):
                 self._measure(timings, "denoise", "decode", "encode")
                 if device_memory is not None:
                     self._metrics.device_memory(device, device_memory)
-                self.end(job, files=files)
+                self.end(job, files=files, similarities=similarities)
             case JobFailed(_, error):
                 self._on_failure(job, error)
         job.touch()
@@ -377,7 +412,7 @@ class JobRunner:
         job.failures += 1
         may_retry = job.record.api == "v2" and error.code in _WORTH_A_RETRY
         if not may_retry or job.failures >= MAX_TRIES or job.record.tries >= MAX_TRIES:
-            self.end(job, error=error)
+            self.end(job, error=about(error, job.places))
             return
         self._dispatcher.forget(job)
         self._requeue(job)
@@ -385,7 +420,7 @@ class JobRunner:
 
     async def _retry_later(self, job: LiveJob) -> None:
         """A turn again once there may be room for its pictures; its deadline ends the wait."""
-        await self._room_on_disk()
+        await self._storage.room()
         self._make_ready(job)
 
     def _on_death(self, device: str, event: WorkerDied) -> None:
@@ -402,7 +437,7 @@ class JobRunner:
             if job.id in suspects:
                 job.record = replace(job.record, deaths=job.record.deaths + 1)
                 job.alone = True
-            if not self._is_draining and (error := _hopeless(job.record)) is not None:
+            if not self._is_draining and (error := hopeless(job.record)) is not None:
                 self.end(job, error=error)
             else:
                 self._requeue(job)
@@ -411,6 +446,8 @@ class JobRunner:
             self._refuse_waiting_calls()
 
     def _requeue(self, job: LiveJob) -> None:
+        if job.trace is not None:
+            job.trace.requeued()
         job.back_to_queue()
         job.record = replace(job.record, state=JobState.QUEUED, started_at=None)
         self._dispatcher.enqueue(job, front=True)
@@ -429,10 +466,10 @@ class JobRunner:
         if record.api == "v1":
             error: PulidError | None = JobInterrupted(_STOPPED)
         else:
-            error = _hopeless(record)
+            error = hopeless(record)
         if error is None:
             try:
-                parsed = await self._read_body(record.id)
+                parsed = await self._photos.read_body(record.id)
             except (OSError, PulidError):
                 error = JobInterrupted("The request could not be read again after a restart.")
         if error is not None:
@@ -441,7 +478,7 @@ class JobRunner:
         deadline_at = max(record.deadline_at, time.time() + self._limits.job_deadline_s)
         record = replace(record, state=JobState.QUEUED, started_at=None, deadline_at=deadline_at)
         await self._storage.save(record)
-        self.begin(self.adopt(record, parsed, front=True), parsed.photo)
+        self.begin(self.adopt(record, parsed, front=True), parsed)
 
     # the end
 
@@ -450,6 +487,7 @@ class JobRunner:
         if written:
             del self.live[job.id]
         job.record = record
+        end_trace(job)
         job.ended.set()
         job.touch()
         self._unfinished_of[record.key] -= 1
@@ -507,23 +545,3 @@ class JobRunner:
         while True:
             await asyncio.sleep(PROBE_EVERY_S)
             await self._storage.probe()
-
-
-def ended_record(
-    record: JobRecord, *, files: tuple[JobFile, ...] = (), error: PulidError | None = None
-) -> JobRecord:
-    """FAILED with the error's text and code, or COMPLETED with the files."""
-    if error is not None:
-        return replace(
-            record, state=JobState.FAILED, finished_at=time.time(), error=str(error), error_code=error.code
-        )
-    return replace(record, state=JobState.COMPLETED, finished_at=time.time(), files=files)
-
-
-def _hopeless(record: JobRecord) -> PulidError | None:
-    """Why a job is not tried again; None where it is."""
-    if record.deaths >= MAX_DEATHS:
-        return EngineFailed("The engine died twice over this request.")
-    if record.tries >= MAX_TRIES:
-        return JobInterrupted(f"The server was interrupted {MAX_TRIES} times over this request.")
-    return None

@@ -9,15 +9,16 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
 import anyio.to_thread
 
-from pulid.engine import Engine, EngineInfo, RgbImage
+from pulid.engine import EngineInfo, FaceChoice, Fusion, RgbImage
 from pulid.errors import PulidError
+from server.jobs.ends import ended_record
 from server.jobs.face_stage import FaceStage
 from server.jobs.job import (
     Api,
@@ -31,9 +32,12 @@ from server.jobs.job import (
 )
 from server.jobs.live import JobView, ParsedBody
 from server.jobs.messages import FacesFound
-from server.jobs.runner import JobLimits, JobRunner, ParseBody, ended_record
+from server.jobs.photos import ParseBody, need_no_fetch
+from server.jobs.runner import JobLimits, JobRunner
 from server.jobs.storage import JobStorage, digest_of
+from server.loading import CreateEngine
 from server.metrics import JobMetrics
+from server.tracing import RequestTrace
 
 UNPARSABLE = "unparsable_body"  # the code of a body that is no JSON object at all
 
@@ -44,7 +48,7 @@ class JobService:
         *,
         storage: JobStorage,
         devices: tuple[str, ...],
-        create_engine: Callable[[str], Engine],
+        create_engine: CreateEngine,
         decode_photo: Callable[[bytes], RgbImage],
         parse: ParseBody,
         face_stage: FaceStage,
@@ -117,7 +121,31 @@ class JobService:
             return reason
         if self._storage.is_failing:
             return "its data folder cannot be written"
-        return None if self._runner.has_worker else "the engine is being started again"
+        return None if self._runner.has_worker else self._and_how_far("the engine is being started again")
+
+    def _and_how_far(self, reason: str) -> str:
+        loading = self._runner.loading
+        return reason if loading is None else f"{reason}: {loading.part}, {loading.percent} percent"
+
+    @property
+    def workers(self) -> Mapping[str, bool]:
+        """By device: whether its worker has an engine and can work."""
+        return self._runner.workers
+
+    @property
+    def queue_capacity(self) -> int:
+        """Jobs that may wait; a key that has none waiting finds one place more."""
+        return self._limits.max_queued
+
+    @property
+    def free_bytes(self) -> int:
+        """Room on the disk of the data folder."""
+        return self._storage.free_bytes
+
+    @property
+    def is_writable(self) -> bool:
+        """The last write to the data folder went well."""
+        return not self._storage.is_failing
 
     def unfinished_of(self, key: str) -> int:
         """Jobs of an API key that wait or run."""
@@ -133,7 +161,7 @@ class JobService:
         if self._runner.fault is not None:
             return str(self._runner.fault).rstrip(".")
         if self._runner.info is None:
-            return "the engine is still loading"
+            return self._and_how_far("the engine is still loading")
         return "its disk is full" if self._storage.is_low else None
 
     # use cases
@@ -148,7 +176,14 @@ class JobService:
         return self._as_it_stands(earlier.record)
 
     async def submit(
-        self, body: bytes, *, key: str, api: Api, deadline_s: float, idempotency_key: str | None = None
+        self,
+        body: bytes,
+        *,
+        key: str,
+        api: Api,
+        deadline_s: float,
+        idempotency_key: str | None = None,
+        trace: RequestTrace | None = None,
     ) -> JobRecord:
         """Accept a request; when this returns, its row is on disk, and for v2 the body it is resumed from.
 
@@ -170,25 +205,38 @@ class JobService:
         except PulidError as exc:
             if api == "v1" or self._limits.v2_strict or exc.code == UNPARSABLE:
                 raise
-            return await self._accept_failed(ended_record(record, error=exc), body, idempotency_key)
+            return await self._accept_failed(ended_record(record, error=exc), body, idempotency_key, trace)
         self._require_open()  # a drain may have begun meanwhile
-        return await self._accept(with_parameters(record, parsed), parsed, body, idempotency_key)
+        return await self._accept(with_parameters(record, parsed), parsed, body, idempotency_key, trace)
 
     def _require_open(self) -> None:
         if (reason := self._refusal()) is not None:
             raise NotReady(f"The server cannot take work now: {reason}.")
 
-    async def _accept_failed(self, failed: JobRecord, body: bytes, idempotency_key: str | None) -> JobRecord:
+    async def _accept_failed(
+        self, failed: JobRecord, body: bytes, idempotency_key: str | None, trace: RequestTrace | None
+    ) -> JobRecord:
         stored = await self._storage.insert(failed, body, idempotency_key=idempotency_key, keep_body=False)
         if stored.id == failed.id:
             self._metrics.submitted(failed.api)
             self._metrics.ended(failed.state, failed.error_code)
+            if trace is not None:
+                trace.job(failed).ended(failed)
         return self._as_it_stands(stored)
 
     async def _accept(
-        self, record: JobRecord, parsed: ParsedBody, body: bytes, idempotency_key: str | None
+        self,
+        record: JobRecord,
+        parsed: ParsedBody,
+        body: bytes,
+        idempotency_key: str | None,
+        trace: RequestTrace | None,
     ) -> JobRecord:
         job = self._runner.adopt(record, parsed)  # a place first, so that a full queue costs no write
+        if trace is not None:
+            job.trace = trace.job(record)
+        if need_no_fetch(parsed):  # beside the write of its row
+            self._runner.bring_photos(job, parsed)
         keep_body = record.api == "v2"  # nobody resumes a v1 job
         try:
             stored = await self._storage.insert(
@@ -201,7 +249,7 @@ class JobService:
             self._runner.drop(job)
             return self._as_it_stands(stored)
         self._metrics.submitted(record.api)
-        self._runner.begin(job, parsed.photo)
+        self._runner.begin(job, parsed)
         return record
 
     def _as_it_stands(self, stored: JobRecord) -> JobRecord:
@@ -215,21 +263,29 @@ class JobService:
             return job.record
         return await self._stored(job_id)
 
-    async def view(self, job_id: str, *, key: str) -> JobView:
+    async def view(self, job_id: str, *, key: str, previews: bool = False) -> JobView:
         """How a job stands. Raises JobNotFound, for another key's jobs too."""
         job = self._runner.live.get(job_id)
-        view = self._runner.view_of(job) if job else ended_view(await self._stored(job_id))
+        view = self._runner.view_of(job, previews=previews) if job else ended_view(await self._stored(job_id))
         if view.record.key != key:
             raise JobNotFound
         return view
 
-    async def events(self, job_id: str, *, key: str) -> AsyncIterator[JobView]:
-        """Views of a job: now, at every change, and last when it has ended."""
+    def watching(self, job_id: str) -> AbstractContextManager[None]:
+        """While it is entered, previews of the job are made, until it has ended."""
+        job = self._runner.live.get(job_id)
+        return nullcontext() if job is None else self._runner.watching(job)
+
+    async def events(self, job_id: str, *, key: str, previews: bool = False) -> AsyncIterator[JobView]:
+        """Views of a job: now, at every change, and last when it has ended.
+
+        With `previews` they have the newest one, where somebody is `watching`.
+        """
         last = None
         while True:
             job = self._runner.live.get(job_id)
             changed = job.changed if job else None
-            view = await self.view(job_id, key=key)
+            view = await self.view(job_id, key=key, previews=previews)
             if view != last:
                 yield view
                 last = view
@@ -256,7 +312,17 @@ class JobService:
     async def faces(self, photo: str, *, timeout_s: float) -> FacesFound:
         """The faces of a photo; no job. Raises NotReady, Busy, JobTimedOut, ImageRejected or EngineFailed."""
         self._require_open()
-        return await self._runner.questions.ask(photo, timeout_s=timeout_s)
+        return await self._runner.questions.faces(photo, timeout_s=timeout_s)
+
+    async def identity(
+        self, photos: Mapping[str, str], fusion: Fusion, face: FaceChoice, *, timeout_s: float
+    ) -> bytes:
+        """The identity file of the person in photos, each under the name of its field; no job.
+
+        Raises what `faces` raises, NoFaceFound and SeveralFaces among it.
+        """
+        self._require_open()
+        return await self._runner.questions.identity(photos, fusion, face, timeout_s=timeout_s)
 
     async def media(self, media_id: str, name: str) -> tuple[Path, JobFile]:
         """Where a picture lies, for whoever knows its link. Raises JobNotFound."""

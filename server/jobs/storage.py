@@ -30,6 +30,7 @@ log = get_logger("storage")
 T = TypeVar("T")
 
 MIN_FREE_BYTES = 256 * 2**20  # below this nothing new is accepted
+TRY_AGAIN_S = 2.0  # until what the disk has refused is tried again
 
 
 class JobStorage:
@@ -61,13 +62,24 @@ class JobStorage:
         return self._data_dir.media
 
     @property
+    def free_bytes(self) -> int:
+        return free_bytes(self._data_dir.root)
+
+    @property
     def is_low(self) -> bool:
-        return free_bytes(self._data_dir.root) < self._min_free_bytes
+        return self.free_bytes < self._min_free_bytes
 
     @property
     def is_failing(self) -> bool:
         """The last write did not go well."""
         return self._is_failing
+
+    async def room(self) -> None:
+        """Return when what the disk has refused may be tried again."""
+        while True:
+            await asyncio.sleep(TRY_AGAIN_S)
+            if not (self.is_low or self.is_failing):
+                return
 
     async def probe(self) -> None:
         """Where the last write did not go well, try whether one does now."""
@@ -127,7 +139,7 @@ class JobStorage:
             await self.save(record)
 
     async def save_end(self, record: JobRecord, *, media_ttl_s: float) -> None:
-        """The last row of a job; its body and photo go. Raises StoreFailed."""
+        """The last row of a job; its body and photos go. Raises StoreFailed."""
 
         def save() -> None:
             self._store.save(record, media_expires_at=time.time() + media_ttl_s)
@@ -149,18 +161,20 @@ class JobStorage:
         return await anyio.to_thread.run_sync(self._bodies.read, job_id)
 
     async def write_photo(
-        self, job_id: str, data: bytes, *, is_wanted: Callable[[], bool]
+        self, job_id: str, number: int, source: Callable[[], bytes], *, is_wanted: Callable[[], bool]
     ) -> StoreFailed | None:
         """None, or why the folder does not take it now. The traceback of a raised error would keep the bytes.
 
-        The job may end meanwhile, and its files be deleted while the thread still writes: so
-        `is_wanted` is asked there, afterwards.
+        `source` gives the photo, in the thread that writes it; what it raises is raised. The job may end
+        meanwhile, and its files be deleted while the thread still writes: so `is_wanted` is asked there,
+        afterwards.
         """
 
         def write() -> StoreFailed | None:
+            data = source()
             try:
                 with self._writing():
-                    path = self._bodies.write_photo(job_id, data)
+                    path = self._bodies.write_photo(job_id, number, data)
             except StoreFailed as exc:
                 return type(exc)()
             if not is_wanted():
@@ -169,8 +183,8 @@ class JobStorage:
 
         return await anyio.to_thread.run_sync(write)
 
-    def photo_path(self, job_id: str) -> Path:
-        return self._bodies.photo_path(job_id)
+    def photo_paths(self, job_id: str, count: int) -> tuple[Path, ...]:
+        return tuple(self._bodies.photo_path(job_id, number) for number in range(count))
 
     async def media_file(self, media_id: str, name: str) -> tuple[Path, JobFile] | None:
         file = await self._db(self._store.media_file, media_id, name)
@@ -200,8 +214,7 @@ class JobStorage:
         """Delete files that neither these live jobs nor any record knows."""
 
         def clear() -> None:
-            for job_id in set(self._bodies.job_ids()) - jobs:
-                self._bodies.delete(job_id)
+            self._bodies.delete_others(jobs)
             for media_id in set(self._media.media_ids()) - self._store.known_media() - media:
                 self._media.delete(media_id)
 

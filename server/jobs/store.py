@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pulid.errors import SetupError
+from server.errors import FieldProblem
 from server.jobs.job import EarlierSubmit, JobFile, JobRecord, JobState, StoreFailed, StoreFull
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -264,6 +265,8 @@ _COLUMNS = (
     "files",
     "error",
     "error_code",
+    "error_fields",
+    "similarities",
 )
 _INSERT = (
     f"INSERT INTO jobs ({', '.join(_COLUMNS)}) "  # noqa: S608  # our own words
@@ -274,16 +277,27 @@ _UPDATE = f"UPDATE jobs SET {', '.join(f'{column} = :{column}' for column in _CO
 
 def _row_of(record: JobRecord) -> dict[str, object]:
     row: dict[str, object] = {column: getattr(record, column) for column in _COLUMNS}
-    return row | {"state": record.state.value, "files": _json_of(record.files)}
+    return row | {
+        "state": record.state.value,
+        "files": _json_of(record.files),
+        "error_fields": _json_of(record.error_fields),
+        "similarities": json.dumps(record.similarities),
+    }
 
 
 def _record_of(row: sqlite3.Row) -> JobRecord:
     values: dict[str, Any] = {column: row[column] for column in _COLUMNS}
-    return JobRecord(**(values | {"state": JobState(row["state"]), "files": _files_of(row["files"])}))
+    values |= {
+        "state": JobState(row["state"]),
+        "files": _files_of(row["files"]),
+        "error_fields": tuple(FieldProblem(**problem) for problem in json.loads(row["error_fields"])),
+        "similarities": tuple(tuple(picture) for picture in json.loads(row["similarities"])),
+    }
+    return JobRecord(**values)
 
 
-def _json_of(files: Sequence[JobFile]) -> str:
-    return json.dumps([asdict(file) for file in files])
+def _json_of(items: Sequence[JobFile | FieldProblem]) -> str:
+    return json.dumps([asdict(item) for item in items])
 
 
 def _files_of(text: str) -> tuple[JobFile, ...]:

@@ -3,10 +3,11 @@
 Four threads, so that none waits for the work of another:
 
     reader    takes messages from the pipe; when the pipe ends, so has the server, and we do
-    prepare   reads photo and prompt of the next job, beside the steps of the current one; and answers
+    prepare   reads photos and prompt of the next job, beside the steps of the current one; and answers
               questions about photos, which belong to no job
     main      admits, steps, reports; cancels act between two steps
-    save      encodes the pictures of the last job and writes them, beside the next one's steps
+    save      encodes the pictures of the last job and writes them, beside the next one's steps; and
+              measures, where asked, how much they look like the photo
 
 An error of a job, expected or not, ends that job only. A fault of the device ends the process: the
 pool starts a new one. Knows no HTTP, no queue and no records of jobs.
@@ -20,36 +21,43 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from pulid.engine import Engine, GenerationResult, PreparedRequest, RgbImage, StepEvent
-from pulid.errors import DeviceLost, EngineFailed, OutOfMemory, PulidError, SetupError
+from pulid.engine import Engine, GenerationResult, LoadProgress, PreparedRequest, RgbImage, StepEvent
+from pulid.errors import DeviceLost, EngineFailed, OutOfMemory, PulidError, SetupError, about_photo
 from server.jobs.files import MediaFiles, encode_images
+from server.jobs.job import Similarities
 from server.jobs.messages import (
     Admit,
     AskFaces,
     AskFailed,
+    AskIdentity,
     Cancel,
     DeviceFault,
     EngineFailedToLoad,
     EngineReady,
     FacesFound,
     Finished,
+    IdentityMade,
     JobFailed,
+    Loading,
     Prepare,
     Prepared,
     Preparing,
+    Question,
     Stepped,
     Stepping,
     Stop,
     ToWorker,
+    Watch,
     WorkerEvent,
 )
+from server.loading import CreateEngine, LoadingReport, log_loading
 from server.logs import configure_logs, get_logger, trace_of
 
 if TYPE_CHECKING:
@@ -62,6 +70,8 @@ EXIT_FAULT = 70  # EX_SOFTWARE: the device or the loop itself is broken
 EXIT_NO_ENGINE = 78  # EX_CONFIG: it would not load the next time either
 EXIT_ORPHANED = 75  # EX_TEMPFAIL: the server is gone
 
+TELL_LOADING_S = 0.25  # how often the server hears of it
+
 MAX_UNSAVED = 4  # jobs whose pictures wait in memory for the disk; beyond it none is admitted
 MAX_OUT_OF_MEMORY = 2  # in a row; then what remains in the device's memory is our own fault
 
@@ -71,7 +81,7 @@ class WorkerSetup:
     """What a worker process is given at its start; travels by pickle."""
 
     device: str
-    create_engine: Callable[[str], Engine]
+    create_engine: CreateEngine
     decode_photo: Callable[[bytes], RgbImage]  # raises ImageRejected
     media_folder: Path
     log_level: LogLevel = "info"
@@ -98,6 +108,7 @@ class _Job:
 
     order: Prepare
     prepared: PreparedRequest | None = None
+    is_watched: bool = False  # somebody looks at its previews
     has_begun: bool = False  # its first step
     has_failed: bool = False
     is_cancelled: bool = False
@@ -117,7 +128,7 @@ class Worker:
         self._is_loaded = False
         # What other threads leave for the main one to do between two steps.
         self._notes: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._to_prepare: queue.SimpleQueue[_Job | AskFaces] = queue.SimpleQueue()
+        self._to_prepare: queue.SimpleQueue[_Job | Question] = queue.SimpleQueue()
         self._to_save: queue.SimpleQueue[tuple[_Job, GenerationResult]] = queue.SimpleQueue()
         self._jobs: dict[str, _Job] = {}  # those that have not ended, of any thread
         self._jobs_lock = threading.Lock()
@@ -132,7 +143,7 @@ class Worker:
         """Load the engine and work until there is a reason to end. Returns the exit code."""
         self._start_thread(self._read_messages)
         try:
-            engine = self._setup.create_engine(self._setup.device)
+            engine = self._setup.create_engine(self._setup.device, progress=self._hear_loading())
         except SetupError as exc:
             self._send(EngineFailedToLoad(exc))
             return EXIT_NO_ENGINE
@@ -141,6 +152,21 @@ class Worker:
             self._send(DeviceFault(f"The engine could not be created: {exc!r}."))
             return EXIT_FAULT
         return self._work(engine)
+
+    def _hear_loading(self) -> Callable[[str, LoadProgress], None]:
+        """What tells of the loading, to the log now and then, and to the server more often."""
+        reports = (
+            LoadingReport(log_loading),
+            LoadingReport(
+                lambda device, part, percent: self._send(Loading(part, percent)), every_s=TELL_LOADING_S
+            ),
+        )
+
+        def hear(device: str, progress: LoadProgress) -> None:
+            for report in reports:
+                report(device, progress)
+
+        return hear
 
     def _work(self, engine: Engine) -> int:
         self._engine = engine
@@ -186,6 +212,8 @@ class Worker:
         try:
             self._engine.admit(job.id, prepared)
             self._in_flight[job.id] = job
+            if job.is_watched:
+                self._engine.watch(job.id, True)
         except Exception as exc:
             self._fail(job, exc)
 
@@ -214,7 +242,7 @@ class Worker:
         if event.error is not None:
             self._fail(job, event.error)
             return
-        self._send(Stepped(job.id, event.step, event.num_steps, jobs))
+        self._send(Stepped(job.id, event.step, event.num_steps, jobs, event.preview))
         if event.result is not None:
             self._out_of_memory_in_a_row = 0
             self._unsaved += 1
@@ -231,6 +259,11 @@ class Worker:
 
     def _note_prepared(self, job: _Job, prepared: PreparedRequest) -> None:
         job.prepared = prepared
+
+    def _note_watched(self, job: _Job, on: bool) -> None:
+        job.is_watched = on
+        if self._in_flight.get(job.id) is job:  # else at its admission
+            self._engine.watch(job.id, on)
 
     def _note_cancelled(self, job: _Job) -> None:
         self._leave_engine(job)
@@ -278,13 +311,16 @@ class Worker:
             case Admit(job_id):
                 if (known := self._jobs.get(job_id)) is not None:
                     self._notes.put(partial(self._note_admitted, known))
+            case Watch(job_id, on):
+                if (known := self._jobs.get(job_id)) is not None:
+                    self._notes.put(partial(self._note_watched, known, on))
             case Cancel(job_id):
                 with self._jobs_lock:
                     cancelled = self._jobs.pop(job_id, None)
                 if cancelled is not None:
                     cancelled.is_cancelled = True
                     self._notes.put(partial(self._note_cancelled, cancelled))
-            case AskFaces():
+            case AskFaces() | AskIdentity():
                 self._to_prepare.put(message)
             case Stop():
                 if not self._is_loaded:  # loading takes minutes, and there is nothing to lose
@@ -297,8 +333,8 @@ class Worker:
         while True:
             self._prepare_next(self._to_prepare.get())
 
-    def _prepare_next(self, what: _Job | AskFaces) -> None:
-        if isinstance(what, AskFaces):
+    def _prepare_next(self, what: _Job | Question) -> None:
+        if not isinstance(what, _Job):
             self._answer(what)
         elif not what.is_cancelled:
             self._prepare(what)
@@ -317,23 +353,41 @@ class Worker:
 
     def _read_request(self, order: Prepare) -> tuple[PreparedRequest, dict[str, float]]:
         started = time.perf_counter()
-        photo = self._setup.decode_photo(order.photo.read_bytes())
+        photos = self._decoded(path.read_bytes() for path in order.photos)
         decoding_s = time.perf_counter() - started
-        prepared = self._engine.prepare(replace(order.request, id_images=(photo,)))
+        prepared = self._engine.prepare(replace(order.request, id_images=photos))
         return prepared, {"decode_photo": decoding_s, **prepared.timings}
 
-    def _answer(self, question: AskFaces) -> None:
+    def _decoded(self, files: Iterable[bytes]) -> tuple[RgbImage, ...]:
+        photos = []
+        for number, file in enumerate(files):
+            with about_photo(number):
+                photos.append(self._setup.decode_photo(file))
+        return tuple(photos)
+
+    def _answer(self, question: Question) -> None:
         try:
-            photo = self._setup.decode_photo(question.photo)
-            faces = self._engine.faces(photo)
+            if isinstance(question, AskFaces):
+                answer: FacesFound | IdentityMade = self._faces_of(question)
+            else:
+                answer = self._identity_of(question)
         except Exception as exc:
             if self._exit_code is None:  # as in `_prepare`; the end of the process is an answer, too
                 self._fail_question(question, exc)
             return
-        height, width = photo.shape[:2]
-        self._send(FacesFound(question_id=question.question_id, faces=faces, width=width, height=height))
+        self._send(answer)
 
-    def _fail_question(self, question: AskFaces, exc: Exception) -> None:
+    def _faces_of(self, question: AskFaces) -> FacesFound:
+        photo = self._setup.decode_photo(question.photo)
+        height, width = photo.shape[:2]
+        faces = self._engine.faces(photo)
+        return FacesFound(question_id=question.question_id, faces=faces, width=width, height=height)
+
+    def _identity_of(self, question: AskIdentity) -> IdentityMade:
+        photos = self._decoded(question.photos)
+        return IdentityMade(question.question_id, self._engine.embed(photos, question.fusion, question.face))
+
+    def _fail_question(self, question: Question, exc: Exception) -> None:
         if isinstance(exc, DeviceLost):
             self._log.error("device lost", **trace_of(exc))
             self._notes.put(partial(self._note_device_fault, str(exc)))
@@ -359,9 +413,20 @@ class Worker:
         except Exception as exc:
             self._fail(job, exc)
             return
-        self._forget(job)
         timings = {**result.timings, "encode": time.perf_counter() - started}
-        self._send(Finished(job.id, job.order.media_id, files, timings, result.device_memory))
+        similarities = self._similarities(job, result) if job.order.request.measures_similarity else ()
+        self._forget(job)
+        self._send(Finished(job.id, job.order.media_id, files, timings, result.device_memory, similarities))
+
+    def _similarities(self, job: _Job, result: GenerationResult) -> Similarities:
+        """Of each picture. The pictures are on disk: whatever happens here, their job has not failed."""
+        try:
+            return tuple(self._engine.likeness(image, result.reference_faces) for image in result.images)
+        except Exception as exc:
+            self._log.error("likeness not measured", job_id=job.id, **trace_of(exc))
+            if isinstance(exc, DeviceLost):
+                self._notes.put(partial(self._note_device_fault, str(exc)))
+            return tuple((None,) * len(result.reference_faces) for _ in result.images)
 
     # any thread
 

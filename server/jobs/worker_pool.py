@@ -25,7 +25,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
-from pulid.engine import Engine, RgbImage
+from pulid.engine import RgbImage
 from server.jobs.messages import (
     DeviceFault,
     EngineFailedToLoad,
@@ -39,6 +39,7 @@ from server.jobs.messages import (
 from server.jobs.worker import WorkerSetup, run_worker
 from server.jobs.worker_pipe import WorkerPipe, pair
 from server.jobs.worker_watch import WorkerWatch
+from server.loading import CreateEngine
 from server.logs import get_logger
 from server.settings import LogFormat, LogLevel
 
@@ -167,7 +168,7 @@ class WorkerPool:
         self,
         *,
         devices: Sequence[str],
-        create_engine: Callable[[str], Engine],
+        create_engine: CreateEngine,
         decode_photo: Callable[[bytes], RgbImage],
         media_folder: Path,
         on_event: Callable[[str, WorkerEvent], None],

@@ -12,11 +12,11 @@ from statistics import median
 
 from server.jobs.messages import (
     Admit,
-    AskFailed,
+    Answer,
     Cancel,
-    FacesFound,
     Finished,
     JobFailed,
+    Loading,
     Prepare,
     Prepared,
     Preparing,
@@ -90,9 +90,11 @@ class WorkerWatch:
                 self._jobs.pop(job_id, None)
 
     def said(self, event: WorkerEvent, now: float) -> None:
+        if isinstance(event, Loading):  # says nothing about any job
+            return
         # Questions are answered beside the steps: while a job runs, an answer says nothing about it. While
         # none does, it says that a job which waits behind questions is going to be prepared.
-        if not (isinstance(event, FacesFound | AskFailed) and self.running):
+        if not (isinstance(event, Answer) and self.running):
             self._silent_s = 0.0
         match event:
             case Preparing(job_id):

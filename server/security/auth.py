@@ -23,6 +23,7 @@ from server.settings import KEY_NAME, Settings, SettingsError, is_loopback
 
 log = get_logger("auth")
 
+_SCHEMES = ("bearer", "token")  # of the Authorization header; the second is that of old Replicate clients
 _LINE = re.compile(rf"({KEY_NAME})\s+([0-9a-f]{{64}})")
 
 
@@ -165,8 +166,8 @@ def _name_of_caller(keys: ApiKeys, headers: Headers) -> str:
 
 
 def presented_key(headers: Headers) -> str | None:
-    """x-api-key, else the token of Authorization: Bearer."""
+    """x-api-key, else what follows Bearer or Token in Authorization."""
     if key := headers.get("x-api-key", "").strip():
         return key
     scheme, _, token = headers.get("authorization", "").strip().partition(" ")
-    return token.strip() or None if scheme.lower() == "bearer" else None
+    return token.strip() or None if scheme.lower() in _SCHEMES else None

@@ -1,7 +1,7 @@
-"""Bytes from outside -> a clean RGB picture, or ImageRejected. The only place that decodes uploads.
+"""Bytes from outside -> a clean RGB picture or a mask, or ImageRejected. The only place that decodes uploads.
 
 Pillow is given a short list of formats, judges the size from the header, and decodes the first
-frame only. Orientation is applied; transparency becomes white; no metadata survives.
+frame only. Orientation is applied; transparency becomes white, in a mask black; no metadata survives.
 
 Does not know: where the bytes came from, faces, base64. Colour profiles are not applied.
 """
@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from io import BytesIO
 
 import numpy as np
+import numpy.typing as npt
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from pulid.engine import RgbImage
@@ -24,6 +25,8 @@ from pulid.errors import ImageRejected
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF")
 MIN_SIDE = 16  # pixels
 MAX_MEGAPIXELS = 60.0
+MAX_MASK_MEGAPIXELS = 16.0  # far above any canvas; it is decoded beside the answers to other calls
+MAX_MASK_SIDE = 384  # pixels that are kept: four for each token of the largest canvas
 
 # EXIF orientation -> what brings the picture upright. 1 is upright.
 _UPRIGHT = {
@@ -56,39 +59,58 @@ def decode_image(data: bytes, *, max_megapixels: float = MAX_MEGAPIXELS) -> RgbI
     return _to_rgb(upright)
 
 
-def _opened(data: bytes, max_megapixels: float) -> Image.Image:
+def decode_mask(data: bytes, *, max_megapixels: float = MAX_MASK_MEGAPIXELS) -> npt.NDArray[np.uint8]:
+    """The first frame of an encoded picture of any size as levels of gray, uint8 (height, width).
+
+    Transparent is black. A side above MAX_MASK_SIDE is brought down to it by the mean of areas: a mask
+    lies in memory as long as its job waits. Raises ImageRejected as `decode_image` does.
+    """
+    with _as_rejections(max_megapixels, "mask"):
+        image = _opened(data, max_megapixels, min_side=1, what="mask")
+        image.load()
+        gray = _to_gray(_turned_upright(image))
+    size = (min(gray.width, MAX_MASK_SIDE), min(gray.height, MAX_MASK_SIDE))
+    return np.array(gray if size == gray.size else gray.resize(size, Image.Resampling.BOX))
+
+
+def _opened(
+    data: bytes, max_megapixels: float, *, min_side: int = MIN_SIDE, what: str = "photo"
+) -> Image.Image:
     image = Image.open(BytesIO(data), formats=FORMATS)
     # Above its own limit Pillow only warns of a bomb; here that is a refusal.
-    _check_size(image, min(max_megapixels * 1e6, Image.MAX_IMAGE_PIXELS or math.inf))
+    _check_size(image, min_side, min(max_megapixels * 1e6, Image.MAX_IMAGE_PIXELS or math.inf), what)
     return image
 
 
 @contextmanager
-def _as_rejections(max_megapixels: float) -> Iterator[None]:
+def _as_rejections(max_megapixels: float, what: str = "photo") -> Iterator[None]:
     try:
         yield
     except ImageRejected:
         raise
     except UnidentifiedImageError as exc:
-        raise ImageRejected(f"The photo is in no format this server reads. Send {_listed(FORMATS)}.") from exc
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
-        raise _too_large(max_megapixels * 1e6) from exc
-    except Exception as exc:  # a broken file makes Pillow's decoders raise almost anything
-        raise ImageRejected("The photo is damaged or incomplete. Save it again and resend it.") from exc
-
-
-def _check_size(image: Image.Image, max_pixels: float) -> None:
-    width, height = image.size
-    if min(width, height) < MIN_SIDE:
         raise ImageRejected(
-            f"The photo is {width}x{height} pixels; each side needs at least {MIN_SIDE}. Send a larger photo."
+            f"The {what} is in no format this server reads. Send {_listed(FORMATS)}."
+        ) from exc
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
+        raise _too_large(max_megapixels * 1e6, what) from exc
+    except Exception as exc:  # a broken file makes Pillow's decoders raise almost anything
+        raise ImageRejected(f"The {what} is damaged or incomplete. Save it again and resend it.") from exc
+
+
+def _check_size(image: Image.Image, min_side: int, max_pixels: float, what: str) -> None:
+    width, height = image.size
+    if min(width, height) < min_side:
+        raise ImageRejected(
+            f"The {what} is {width}x{height} pixels; each side needs at least {min_side}."
+            f" Send a larger {what}."
         )
     if width * height > max_pixels:
-        raise _too_large(max_pixels)
+        raise _too_large(max_pixels, what)
 
 
-def _too_large(max_pixels: float) -> ImageRejected:
-    return ImageRejected(f"The photo has more than {max_pixels / 1e6:g} megapixels. Send a smaller one.")
+def _too_large(max_pixels: float, what: str) -> ImageRejected:
+    return ImageRejected(f"The {what} has more than {max_pixels / 1e6:g} megapixels. Send a smaller one.")
 
 
 def _turned_upright(image: Image.Image) -> Image.Image:
@@ -100,8 +122,16 @@ def _to_rgb(image: Image.Image) -> RgbImage:
     if image.mode.startswith("I;16"):
         image = _to_8_bits(image)
     if image.has_transparency_data:
-        image = _over_white(image)
+        image = _over(image, "white")
     return np.array(image.convert("RGB"))
+
+
+def _to_gray(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        image = _to_8_bits(image)
+    if image.has_transparency_data:
+        image = _over(image, "black")
+    return image.convert("L")
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
@@ -109,9 +139,9 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
 
 
-def _over_white(image: Image.Image) -> Image.Image:
+def _over(image: Image.Image, background: str) -> Image.Image:
     colours = image.convert("RGBA")
-    canvas = Image.new("RGB", image.size, "white")
+    canvas = Image.new("RGB", image.size, background)
     canvas.paste(colours, mask=colours.getchannel("A"))
     return canvas
 

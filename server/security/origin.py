@@ -30,6 +30,7 @@ EXPOSED_HEADERS = (
     "x-cost",
     "x-flux-pulid-notice",
     "x-generation-time",
+    "x-identity-similarity",
     "x-output-metadata",
     "x-rate-limit-remaining",
     "x-rate-limit-reset-at-utc",

@@ -1,24 +1,30 @@
-// The form: photo, prompt and parameters in; one request out. What is wrong is said where it can be mended.
+// The form: faces, prompt and parameters in; one request out. What is wrong is said where it can be mended.
 //
 // Knows the fields, not what becomes of a request.
 
 import { announce, byId, showProblem } from "./dom.js";
 import { Controls } from "./controls.js";
-import { PhotoField } from "./photo.js";
 import { Presets, Shapes } from "./presets.js";
+import { Who } from "./who.js";
+
+const ABOUT_FACES = ["no_face", "several_faces", "image_rejected", "identity_rejected"]; // codes of faults
+// A text about one of several photos begins with its field: "face_images[1]: The photo is damaged."
+const PLACE = /^((?:main_face_image|face_images|identity|faces)[\w[\].]*):? /;
 
 export class RequestForm {
   /** `onSubmit` is called for the button and for Ctrl + Enter. */
-  constructor({ parameters, listsFaces }, onSubmit) {
-    this.parameters = parameters;
-    this.photo = new PhotoField({ limit: Number(document.body.dataset.maxBodyBytes), listsFaces });
+  constructor(schema, onSubmit) {
+    const { parameters, listsFaces } = schema;
+    this.who = new Who(schema);
     // The picker counts faces from the largest, so the order has no control of its own beside it.
     const elsewhere = listsFaces ? ["face_index", "face_order"] : [];
     this.controls = new Controls(parameters, { elsewhere, onChange: () => this.controlsChanged() });
     this.controls.show(byId("controls"), byId("outputs"));
-    this.presets = new Presets(byId("presets"), this.controls);
+    this.presets = new Presets(byId("presets"), this.controls, ({ start_step: step }) =>
+      this.who.people.setStartStep(step ?? null),
+    );
     this.shapes = new Shapes(byId("shapes"), this.controls);
-    this.controls.set({ identity_similarity: true }); // costs little, and the gallery shows it
+    this.controlsChanged();
     byId("prompt-hint").textContent = parameters.get("prompt").meaning;
     byId("prompt").placeholder = parameters.get("prompt").example;
     this.listen(onSubmit);
@@ -42,10 +48,11 @@ export class RequestForm {
   }
 
   controlsChanged() {
-    const count = Object.keys(this.controls.changed()).length;
+    const count = this.controls.countOfChanged;
     byId("changed").textContent = count ? `${count} changed` : "";
     this.presets?.sync();
     this.shapes?.sync();
+    this.who.setShape({ width: this.controls.value("width"), height: this.controls.value("height") });
   }
 
   setPrompt(text) {
@@ -53,23 +60,23 @@ export class RequestForm {
     this.showPromptProblem("");
   }
 
-  /** Take over the parameters of an earlier request. */
+  /** Take over an earlier request, but for its photos. */
   fill({ prompt, ...values }) {
-    this.controls.reset();
-    this.controls.set(values);
+    this.controls.fill(values);
+    this.who.fill(values);
     this.setPrompt(prompt);
     byId("prompt").focus();
     announce("The form has these settings now.");
   }
 
-  /** The parameters without the photo, or null where something has to be mended first; that is focused. */
+  /** The request without its faces, or null where something has to be mended first; that is focused. */
   checked() {
-    const hasPhoto = this.photo.check();
+    const who = this.who.check();
     const prompt = byId("prompt").value.trim();
     this.showPromptProblem(prompt ? "" : "Say what to paint.");
     const wrong = this.controls.check();
-    const first = [!hasPhoto && this.photo, !prompt && byId("prompt"), wrong].find(Boolean);
-    if (!first) return { prompt, ...this.controls.changed(), ...this.photo.choice() };
+    const first = [who, !prompt && byId("prompt"), wrong].find(Boolean);
+    if (!first) return { prompt, ...this.controls.changed() };
     openSettingsFor(wrong);
     first.focus();
     byId("form-problem").textContent = "Something is missing or not right; it is marked above.";
@@ -81,28 +88,21 @@ export class RequestForm {
     byId("go").textContent = isBusy ? "Sending …" : "Make the portrait";
   }
 
-  /** An error in words: above the button, and beside each field that it names. */
-  showError(message, fields = []) {
+  /** An error in words: above the button and beside each field it is about. Gives the first to be focused. */
+  showError({ message, code, fields = [] }) {
     byId("form-problem").textContent = message;
-    const named = fields.length ? fields : this.fieldsNamedIn(message);
-    for (const { field, message: text } of named) this.showFieldProblem(field, text);
-  }
-
-  /** A job that failed tells all in one text; a sentence about a parameter begins with its name. */
-  fieldsNamedIn(message) {
-    const named = message
-      .split(/(?<=\.)\s+/)
-      .map((sentence) => ({ field: sentence.split(" ", 1)[0], message: sentence }))
-      .filter(({ field }) => this.parameters.has(field));
-    const isAboutThePhoto = /\b(photo|face)\b/i.test(message);
-    return named.length || !isAboutThePhoto ? named : [{ field: "main_face_image", message }];
+    const named = fields.length ? fields : placesIn(message);
+    const shown = named.map(({ field, message: text }) => this.showFieldProblem(field, text)).filter(Boolean);
+    if (!shown.length && ABOUT_FACES.includes(code)) shown.push(this.who.showProblemOfAll(message));
+    return shown[0] ?? null;
   }
 
   showFieldProblem(field, text) {
-    if (field === "main_face_image") this.photo.showProblem(text);
-    else if (field === "prompt") this.showPromptProblem(text);
-    else this.controls.get(field)?.show(text);
-    openSettingsFor(this.controls.get(field));
+    const control = this.controls.get(field);
+    if (field === "prompt") this.showPromptProblem(text);
+    else control?.show(text);
+    openSettingsFor(control);
+    return field === "prompt" ? byId("prompt") : (control ?? this.who.showProblem(field, text));
   }
 
   showPromptProblem(text) {
@@ -111,10 +111,15 @@ export class RequestForm {
 
   forgetProblems() {
     byId("form-problem").textContent = "";
-    this.photo.showProblem("");
+    this.who.forgetProblems();
     this.showPromptProblem("");
     for (const control of this.controls.all.values()) control.show("");
   }
+}
+
+function placesIn(message) {
+  const [, field] = PLACE.exec(message) ?? [];
+  return field ? [{ field, message }] : [];
 }
 
 function openSettingsFor(control) {

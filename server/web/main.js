@@ -1,24 +1,30 @@
 // Wires the page: what the server offers, the form, the portraits and the views of them.
 
-import { BASE, apiKey, callJson, whenKeyIsNeeded } from "./api.js";
-import { announce, byId, capitalised, el } from "./dom.js";
+import { apiKey, callJson, whenKeyIsNeeded } from "./api.js";
+import { announce, byId } from "./dom.js";
 import { RequestForm } from "./form.js";
 import { History } from "./history.js";
 import { askForKey, offerKeyDialog } from "./key_dialog.js";
 import { Portraits } from "./portraits.js";
+import { watchReadiness } from "./readiness.js";
+import { save } from "./save.js";
 import { readSchema } from "./schema.js";
 import { Shelf } from "./shelf.js";
 import { SNIPPETS } from "./snippets.js";
+import { filesOf, withoutSources } from "./sources.js";
 import { Stage } from "./stage.js";
 
-const LOOK_AGAIN_MS = 2000; // at a server that is not ready
-const LET_GO_MS = 60_000; // of a picture that the browser is saving
+const ABSTRACT = "tiny"; // the profile whose pictures show no faces
 
 async function start() {
   whenKeyIsNeeded(askForKey);
   offerKeyDialog();
-  const [openapi, history] = await Promise.all([callJson("openapi.json"), History.open(), showReadiness()]);
+  let known; // resolves once the server is ready, which may be long after the page is shown
+  const ready = new Promise((resolve) => (known = resolve));
+  const asked = [callJson("openapi.json"), History.open(), watchReadiness(known)];
+  const [openapi, history] = await Promise.all(asked);
   const page = new Page(readSchema(openapi), history);
+  ready.then(({ profile }) => page.form.controls.begin("identity_similarity", profile !== ABSTRACT));
   byId("app").hidden = false;
   await page.recall();
 }
@@ -26,7 +32,7 @@ async function start() {
 class Page {
   constructor(schema, history) {
     this.schema = schema;
-    this.photos = new Map(); // id of a portrait -> its photo, while the page is open
+    this.requests = new Map(); // id of a portrait -> its request with all files, while the page is open
     this.form = new RequestForm(schema, () => this.submit());
     this.portraits = new Portraits(history, {
       previews: schema.sendsPreviews,
@@ -52,6 +58,7 @@ class Page {
       remove: (portrait) => this.attempt(() => this.portraits.remove(portrait)),
       download: (address, name) => this.attempt(() => download(address, name)),
       retry: () => this.submit(),
+      mend: (portrait) => this.form.showError(faultOf(portrait))?.focus(),
       again: (portrait) => this.again(portrait),
       reuse: (portrait) => this.form.fill(portrait.sent),
       copy: (portrait, language) => this.copy(portrait, language),
@@ -62,17 +69,23 @@ class Page {
     try {
       await action();
     } catch (error) {
-      this.form.showError(error.message, error.fields);
+      this.form.showError(error)?.focus();
     }
   }
 
-  async submit(parameters = this.form.checked(), photo = this.form.photo.photo) {
-    if (parameters === null) return;
+  async submit() {
+    const parameters = this.form.checked();
+    if (parameters) await this.send(async () => ({ ...(await this.form.who.fields()), ...parameters }));
+  }
+
+  /** `request()`: with all files; reading them may take a moment. */
+  async send(request) {
     this.form.forgetProblems();
     this.form.setBusy(true);
     await this.attempt(async () => {
-      const portrait = await this.portraits.submit(parameters, photo);
-      this.photos.set(portrait.id, photo);
+      const whole = await request();
+      const portrait = await this.portraits.submit(whole);
+      this.requests.set(portrait.id, whole);
       this.shelf.show(portrait);
       this.look(portrait);
     });
@@ -81,30 +94,25 @@ class Page {
 
   /** The same request with a seed that the server draws. Photos are not remembered beyond the page. */
   again(portrait) {
-    const { photo: field } = this.form;
-    const { seed: _, ...parameters } = portrait.sent;
-    const own = this.photos.get(portrait.id);
-    if (own) {
-      this.submit(parameters, own);
-    } else if (field.photo) {
-      const { face_index: __, ...others } = parameters;
-      this.submit({ ...others, ...field.choice() }, field.photo);
-    } else {
-      field.showProblem("Choose the photo again: this browser does not keep photos.");
-      field.focus();
+    const { who } = this.form;
+    const { seed: _, ...request } = this.requests.get(portrait.id) ?? portrait.sent;
+    if (this.requests.has(portrait.id)) {
+      this.send(async () => request);
+      return;
     }
+    who.fill(request); // then only photos are missing, or those in the form are meant
+    if (!who.askForFiles()) this.send(async () => ({ ...(await who.fields()), ...withoutSources(request) }));
   }
 
   async copy(portrait, language) {
-    const { prompt, ...rest } = portrait.sent;
     const [{ seed }] = portrait.pictures;
-    const parameters = { prompt, ...rest, seed: Number.isSafeInteger(Number(seed)) ? Number(seed) : seed };
-    const format = parameters.output_format ?? this.schema.parameters.get("output_format").initial;
-    const text = SNIPPETS[language](parameters, { needsKey: apiKey() !== "", format });
+    const request = { ...portrait.sent, seed: Number.isSafeInteger(Number(seed)) ? Number(seed) : seed };
+    const format = request.output_format ?? this.schema.parameters.get("output_format").initial;
+    const text = SNIPPETS[language](request, { needsKey: apiKey() !== "", format });
     try {
       await navigator.clipboard.writeText(text);
       announce(`Copied as ${language}.`);
-      this.stage.tellCopied("Copied; it reads photo.jpg");
+      this.stage.tellCopied(`Copied; it reads ${listed(filesOf(request))}`);
     } catch {
       // No clipboard outside https and this machine's own addresses.
       byId("code-text").value = text;
@@ -147,12 +155,14 @@ class Page {
 
   /** Beside the fields only what this page has sent; what an earlier visit sent is told in its place. */
   failed(portrait) {
-    if (!portrait.cancelled && this.photos.has(portrait.id)) this.form.showError(portrait.error);
-    else announce(portrait.error);
+    const isMine = !portrait.cancelled && this.requests.has(portrait.id);
+    const field = isMine ? this.form.showError(faultOf(portrait)) : null;
+    if (!isMine) announce(portrait.error);
+    else if (field && !isBusyElsewhere()) field.focus();
   }
 
   gone(portrait) {
-    this.photos.delete(portrait.id);
+    this.requests.delete(portrait.id);
     this.shelf.remove(portrait);
     if (this.stage.portrait === portrait) this.look(this.newest(), { quietly: true });
   }
@@ -164,29 +174,21 @@ class Page {
   }
 }
 
+const faultOf = ({ error, code, fields }) => ({ message: error, code, fields });
+
+/** Is the person about to fill in something? Then the focus is not taken away. */
+function isBusyElsewhere() {
+  const { activeElement: focused } = document;
+  return ["INPUT", "TEXTAREA", "SELECT"].includes(focused.tagName) || focused.closest("dialog") !== null;
+}
+
+const listed = (names) => (names.length > 2 ? `${names.length} files` : names.join(" and "));
+
 /** Save a picture under a name that tells it from others; the server's own are numbers within a job. */
 async function download(address, name) {
   const response = await fetch(address);
   if (!response.ok) throw new Error("The server no longer has this picture.");
-  const held = URL.createObjectURL(await response.blob());
-  el("a", { href: held, download: name }).click();
-  setTimeout(() => URL.revokeObjectURL(held), LET_GO_MS);
-}
-
-/** Say whether the server is ready, and what it has to say about its pictures. Looks again until it is. */
-async function showReadiness() {
-  const response = await fetch(new URL("ready", BASE), { cache: "no-store" });
-  const { profile, device, notice, error } = await response.json();
-  const state = byId("server-state");
-  state.classList.toggle("is-ready", response.ok);
-  state.textContent = response.ok ? `${profile} on ${device}` : error;
-  byId("notice").textContent = notice ? `${capitalised(notice)}.` : "";
-  byId("notice").hidden = !notice;
-  if (!response.ok) setTimeout(lookAgain, LOOK_AGAIN_MS);
-}
-
-function lookAgain() {
-  showReadiness().catch(() => setTimeout(lookAgain, LOOK_AGAIN_MS));
+  save(await response.blob(), name);
 }
 
 function bringIntoView(element) {

@@ -1,12 +1,14 @@
 // Portraits in the making and made: submit, follow, cancel, delete, remember. No element of the page.
 //
 // A portrait is a plain object:
-//   id, at (ms), sent (parameters without the photo), state (the wire's words), cancelled,
-//   position (jobs before it), step, steps, left (seconds), preview (data URI), error,
-//   pictures [{path, seed, width, height, bytes, similarity}], seconds, thumbnail (Blob)
+//   id, at (ms), sent (the request, with names in the place of files), state (the wire's words), cancelled,
+//   position (jobs before it), step, steps, left (seconds), preview (data URI), error, code, fields,
+//   pictures [{path, seed, width, height, bytes, similarity: [a number or null for each person]}],
+//   seconds, thumbnail (Blob)
 
 import { ApiError, BASE, call, callJson, eventsOf } from "./api.js";
-import { redrawn } from "./photo.js";
+import { redrawn } from "./pictures.js";
+import { withNames } from "./sources.js";
 
 const ATTEMPTS = 8; // to open a stream that ended too early, one after the other
 const THUMBNAIL_PX = 256;
@@ -34,10 +36,10 @@ export class Portraits {
   }
 
   /** Queue a portrait. Throws ApiError. */
-  async submit(parameters, photo) {
-    const json = { ...parameters, main_face_image: photo.text };
-    const { request_id: id, status } = await callJson("v2/flux-pulid", { method: "POST", json });
-    const portrait = { id, at: Date.now(), sent: parameters, state: status, step: 0, steps: 0, pictures: [] };
+  async submit(request) {
+    const { request_id: id, status } = await callJson("v2/flux-pulid", { method: "POST", json: request });
+    const sent = withNames(request);
+    const portrait = { id, at: Date.now(), sent, state: status, step: 0, steps: 0, pictures: [] };
     this.all.set(id, portrait);
     await this.history.put(portrait);
     this.follow(portrait);
@@ -46,10 +48,9 @@ export class Portraits {
 
   /** Take part in a job until it has ended, however often the stream breaks. */
   async follow(portrait) {
-    const pace = new Pace();
     try {
       for await (const status of statuses(portrait.id, this.query)) {
-        this.tell(portrait, readStatus(status, pace));
+        this.tell(portrait, readStatus(status));
       }
       if (portrait.state === "COMPLETED") await this.complete(portrait);
     } catch (error) {
@@ -63,7 +64,8 @@ export class Portraits {
   async complete(portrait) {
     const result = await callJson(`v2/requests/${portrait.id}`);
     const pictures = picturesOf(result);
-    this.tell(portrait, { pictures, seconds: result.metrics.inference_time, preview: null });
+    this.tell(portrait, { pictures, seconds: result.metrics.inference_time });
+    portrait.preview = null; // it was shown until the picture is loaded, and is not kept
     await this.history.put(portrait);
     const thumbnail = await thumbnailOf(pictures[0]).catch(() => null); // the list shows an empty place then
     this.tell(portrait, { thumbnail });
@@ -131,41 +133,26 @@ async function* statuses(id, query) {
   throw failure;
 }
 
-function readStatus(status, pace) {
+function readStatus({ status, queue_position: position, progress, preview, error, code, fields }) {
   return {
-    state: status.status,
-    position: status.queue_position ?? null,
-    ...(status.progress && progressOf(status.progress, pace)),
-    ...(isPreview(status.preview) && { preview: status.preview }),
-    ...(status.error && { error: status.error }),
+    state: status,
+    position: position ?? null,
+    ...(progress && { step: progress.step, steps: progress.num_steps, left: progress.seconds_left ?? null }),
+    ...(isPreview(preview) && { preview }),
+    ...(error && { error, code, fields: fields ?? [] }),
   };
-}
-
-function progressOf({ step, num_steps: steps }, pace) {
-  return { step, steps, left: pace.secondsLeft(step, steps) };
 }
 
 const isPreview = (text) => typeof text === "string" && text.startsWith("data:image/");
 
-/** Seconds left, from how long the steps so far have taken. */
-class Pace {
-  secondsLeft(step, steps) {
-    const now = performance.now() / 1000;
-    if (this.first === undefined || step < this.first.step || step === 0) this.first = { step, now };
-    const done = step - this.first.step;
-    return done > 0 && step < steps ? ((now - this.first.now) / done) * (steps - step) : null;
-  }
-}
-
-function picturesOf({ seed, images, identity_similarity: likeness = [] }) {
-  const likenesses = [likeness].flat();
+function picturesOf({ seed, images, identity_similarity: similarities = [] }) {
   return images.map(({ url, width, height, file_size: bytes }, i) => ({
     path: `outputs/${url.split("/outputs/").at(-1)}`, // under the page's own address, whatever public_url is
     seed: String((BigInt(seed) + BigInt(i)) % 2n ** 63n),
     width,
     height,
     bytes,
-    similarity: likenesses[i],
+    similarity: similarities[i],
   }));
 }
 

@@ -23,7 +23,8 @@ const LOOKS = [
 ];
 
 export class Presets {
-  constructor(root, controls) {
+  /** `onChoose(values)` hears what a look that is chosen sets, beside the controls. */
+  constructor(root, controls, onChoose) {
     this.controls = controls;
     this.radios = LOOKS.map(({ title, hint, values }, i) => {
       const attributes = {
@@ -31,9 +32,13 @@ export class Presets {
         "aria-labelledby": `look-${i}`,
         "aria-describedby": `look-${i}-hint`,
       };
+      const choose = () => {
+        controls.set({ ...defaults(), ...values });
+        onChoose(values);
+      };
       const { radio, label } = radioIn(
         attributes,
-        () => controls.set({ ...defaults(), ...values }),
+        choose,
         el("strong", { id: `look-${i}` }, title),
         el("span", { id: `look-${i}-hint`, class: "hint" }, hint),
       );

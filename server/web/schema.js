@@ -4,19 +4,26 @@
 const SUBMIT = "/v2/flux-pulid";
 const EVENTS = "/v2/requests/{request_id}/events";
 const FACES = "/v1/faces";
+const IDENTITIES = "/v1/identities";
 
 export function readSchema(openapi) {
   const body = openapi.paths[SUBMIT].post.requestBody.content["application/json"].schema;
-  const parameters = new Map();
-  for (const [name, property] of Object.entries(body.properties)) {
-    parameters.set(name, parameterOf(name, property));
-  }
+  const parameters = parametersOf(body);
+  const people = parameters.get("faces");
   const eventQueries = openapi.paths[EVENTS].get.parameters ?? [];
   return {
     parameters,
+    person: people ? parametersOf(people.items) : new Map(), // of one of several people
+    mostPeople: people?.most ?? 1,
+    mostPhotos: parameters.get("face_images")?.most ?? 1,
     listsFaces: FACES in openapi.paths,
+    makesIdentities: IDENTITIES in openapi.paths,
     sendsPreviews: eventQueries.some(({ name }) => name === "preview"),
   };
+}
+
+function parametersOf({ properties }) {
+  return new Map(Object.entries(properties).map(([name, property]) => [name, parameterOf(name, property)]));
 }
 
 /** One parameter, with the null of an optional one taken out. */
@@ -27,6 +34,8 @@ function parameterOf(name, property) {
     name,
     type: rule.type,
     choices: rule.enum ?? null,
+    items: rule.items ?? null,
+    most: rule.maxItems ?? null,
     minimum: rule.minimum ?? null,
     maximum: rule.maximum ?? null,
     initial: rule.default ?? null, // null: the server decides

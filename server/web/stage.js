@@ -5,8 +5,11 @@
 
 import { BASE } from "./api.js";
 import { announce, duration, el, inWords, showBlob } from "./dom.js";
+import { explanation, likenessText } from "./likeness.js";
 import { isRunning } from "./portraits.js";
+import { Preview } from "./preview.js";
 import { SNIPPETS } from "./snippets.js";
+import { whoseFaces, withoutSources } from "./sources.js";
 
 const QUARTERS = 4; // how often progress is told to people who do not see it
 
@@ -52,7 +55,7 @@ export class Stage {
       { type: "button", class: "button", onclick: () => this.actions.cancel(this.portrait) },
       "Cancel",
     );
-    this.running = { frame: frames[0], text, bar, cancel, told: null };
+    this.running = { preview: new Preview(frames[0]), text, bar, cancel, told: null };
     // With the empty captions of the pictures, which then come into the same places.
     const figures = frames.map((frame) => el("figure", {}, frame, el("figcaption")));
     const line = el("div", { class: "progress-line" }, text, cancel);
@@ -60,13 +63,13 @@ export class Stage {
   }
 
   update() {
-    const { frame, text, bar, cancel } = this.running;
-    const { state, step, steps, preview, cancelled } = this.portrait;
+    const { preview, text, bar, cancel } = this.running;
+    const { state, step, steps, cancelled } = this.portrait;
     text.textContent = progressText(this.portrait);
     if (steps && state !== "QUEUED") bar.value = step / steps;
     else bar.removeAttribute("value");
     cancel.disabled = cancelled === true;
-    if (preview) previewIn(frame).src = preview;
+    preview.show(this.portrait);
     this.tellQuarters();
   }
 
@@ -80,6 +83,7 @@ export class Stage {
   failure() {
     const { error, cancelled, sent } = this.portrait;
     const buttons = [this.button("Try again", "retry"), this.button("Use these settings", "reuse")];
+    if (!cancelled) buttons.unshift(this.button("Show what to change", "mend"));
     return [
       el(
         "div",
@@ -102,7 +106,12 @@ export class Stage {
     return [
       over(quote(sent.prompt)),
       gallery(pictures.map((picture, i) => this.figure(picture, i))),
-      under(el("div", { class: "buttons" }, ...buttons), this.copyRow(), this.facts()),
+      under(
+        explanation(this.portrait),
+        el("div", { class: "buttons" }, ...buttons),
+        this.copyRow(),
+        this.facts(),
+      ),
     ];
   }
 
@@ -139,6 +148,7 @@ export class Stage {
       { class: "frame", href: address, target: "_blank", rel: "noopener" },
       image,
     );
+    if (i === 0) new Preview(frame).stayUntilLoaded(this.portrait, image);
     const name = `portrait-${seed}.${path.split(".").at(-1)}`;
     const title = `${width} × ${height}, ${Math.ceil(bytes / 1000)} kB`;
     const download = (event) => {
@@ -153,7 +163,7 @@ export class Stage {
         "figcaption",
         {},
         el("span", {}, `Seed ${seed}`),
-        likeness(picture),
+        likenessText(picture) && el("span", {}, likenessText(picture)),
         el(
           "a",
           { href: address, title, "aria-label": `Download picture ${i + 1}`, onclick: download },
@@ -177,7 +187,8 @@ export class Stage {
     const { sent, pictures, seconds, at } = this.portrait;
     const [{ width, height, seed }] = pictures;
     const rows = {
-      ...sent,
+      ...whoseFaces(sent),
+      ...withoutSources(sent),
       size: `${width} × ${height}`,
       seed,
       time: duration(seconds),
@@ -223,21 +234,7 @@ function welcome(size) {
   return el("div", { class: "welcome" }, framed(size, { class: "frame" }, el("ol", {}, ...items)));
 }
 
-function previewIn(frame) {
-  const image = frame.querySelector("img");
-  if (image) return image;
-  const added = el("img", { alt: "Preview of the picture", class: "preview" });
-  frame.append(added);
-  return added;
-}
-
 const quote = (prompt) => el("p", { class: "quote" }, prompt);
-
-function likeness({ similarity }) {
-  if (similarity === undefined) return null;
-  const text = similarity === null ? "no face seen" : `likeness ${similarity.toFixed(2)}`;
-  return el("span", { title: "Cosine between the face of the photo and that of the picture" }, text);
-}
 
 const gallery = (figures) => el("div", { class: `gallery of-${figures.length}` }, ...figures);
 

@@ -44,9 +44,13 @@ class LiveServer:
         self.url = f"http://127.0.0.1:{port}"
         self.client = httpx.Client(base_url=self.url, timeout=PATIENCE_S, trust_env=False)
 
+    def body(self, **parameters) -> dict:
+        """A request with a photo and a prompt unless the test gives its own."""
+        return SMALL | parameters
+
     def paint(self, path: str = "/v1/flux-pulid", headers=None, **parameters) -> httpx.Response:
-        """POST to v1 with a photo and a prompt unless the test gives its own."""
-        return self.client.post(path, json=SMALL | parameters, headers=headers)
+        """POST it to v1."""
+        return self.client.post(path, json=self.body(**parameters), headers=headers)
 
     def submit(self, headers=None, **parameters) -> httpx.Response:
         """The same to v2."""

@@ -18,7 +18,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import server
-from fakes import PATIENCE_S, ScriptedEngine, colour_of
+from fakes import PATIENCE_S, ScriptedEngine, colour_of, own_part
+from pulid.engine import Person
 from pulid.errors import DeviceUnavailable, EngineFailed, NoFaceFound, WeightsMissing
 from pulid.profiles import PROFILES
 from server.api.v1_schemas import FluxPulidRequest
@@ -110,6 +111,53 @@ def test_generate_hands_every_parameter_to_the_engine(engine, out):
     assert (request.max_sequence_length, request.seed) == (256, 11)
     assert request.id_images[0].ndim == 3
     assert engine.closed
+
+
+def test_several_photos_of_a_person_reach_the_engine(engine, out):
+    collins = FACE.with_name("collins.jpg")
+    done = generate(out, "--face", collins, "--face-fusion", "concat")
+    assert done.exit_code == 0, done.output
+    request = engine.last_request
+    assert request.fusion == "concat"
+    assert [photo.shape for photo in request.id_images] == [
+        np.asarray(Image.open(f)).shape for f in (FACE, collins)
+    ]
+
+
+def test_an_identity_file_takes_the_place_of_a_photo(engine, out, tmp_path):
+    file = tmp_path / "identity.safetensors"
+    file.write_bytes(b"an identity")
+    words = ["generate", "--prompt", "a knight", "--out", out, *SMALL, "--id-weight", "0.8"]
+    done = run(*words, "--identity", file)
+    assert done.exit_code == 0, done.output
+    request = engine.last_request
+    assert (request.id_images, request.everyone) == ((), (Person(identity=b"an identity", weight=0.8),))
+
+
+def test_what_is_no_source_of_one_face_is_bad_input(engine, out, tmp_path):
+    empty = tmp_path / "empty"
+    empty.touch()
+    for words, why in (
+        ([], "Give either --face, once or more, or --identity."),
+        (["--face", FACE, "--identity", empty], "Give either --face"),
+        (["--face", FACE] * 9, "at most 8 times"),
+        (["--identity", tmp_path / "absent"], "absent cannot be read"),
+        (["--identity", tmp_path], "cannot be read"),
+        (["--identity", empty], "identity must be the base64 text of an identity file."),
+    ):
+        done = run("generate", "--prompt", "a knight", "--out", out, *words)
+        assert (done.exit_code, why in done.stderr) == (2, True), done.stderr
+    assert not engine.threads
+
+
+def test_generate_tells_the_likeness_where_it_is_asked_for(engine, out):
+    flags = ("--num-outputs", "2", "--seed", "20", "--identity-similarity", "true")
+    done = run("generate", "--face", FACE, "--prompt", "alike 0.7 none", "--out", out, *SMALL, *flags)
+    assert done.exit_code == 0, done.output
+    for number, seed in enumerate((20, 21)):
+        alike = 0.7 + own_part(colour_of(seed))
+        path = out.with_name(f"out-{number}.png")
+        assert f"Wrote {path} (256x256, seed {seed}, likeness {alike:.4f};none)." in done.stdout
 
 
 def test_several_pictures_get_numbered_files(engine, out):
@@ -215,7 +263,7 @@ def test_ctrl_c_stops_cleanly(engine, out):
 
 def test_every_parameter_and_every_setting_has_a_flag():
     parameters = run("generate", "--help").output
-    for name in FluxPulidRequest.model_fields.keys() - {"main_face_image", "base64"}:
+    for name in FluxPulidRequest.model_fields.keys() - {"main_face_image", "face_images", "faces", "base64"}:
         assert f"--{name.replace('_', '-')} " in parameters
     settings = run("serve", "--help").output
     for name in Settings.model_fields:

@@ -1,13 +1,14 @@
 """The stream of a job's events: its words, its silence, its end."""
 
 import asyncio
+import base64
 import json
 import threading
 
 import httpx
 import pytest
 
-from fakes import PATIENCE_S
+from fakes import PATIENCE_S, preview_of
 from server.api.events import event_stream
 from server.jobs.job import JobNotFound, JobRecord, JobState
 from server.jobs.live import JobView
@@ -119,6 +120,78 @@ def test_a_job_is_told_step_by_step_until_it_is_done(gated):
     assert listener.bodies[0]["queue_position"] == 0
     assert listener.bodies[-1] == gated.status(job_id).json()
     assert gated.status(blocker).json()["status"] == "COMPLETED"
+
+
+def data_uri(step):
+    return f"data:image/jpeg;base64,{base64.b64encode(preview_of(step)).decode()}"
+
+
+def test_who_asks_for_previews_gets_them_with_the_steps_and_nobody_else_does(gated):
+    job_id = gated.submit(num_steps=5).json()["request_id"]
+    gated.wait_for_status(job_id, "PROCESSING")
+    watcher = Listener(gated, job_id, "/v2/requests/{}/events?preview=true")
+    others = [Listener(gated, job_id, "/v2/requests/{}/events" + query) for query in ("", "?preview=false")]
+    gated.wait_until(lambda: all(listener.bodies for listener in (watcher, *others)))
+    for step in (1, 2, 3, 4):
+        gated.engine.run_steps(1)
+        gated.wait_until(lambda step=step: gated.status(job_id).json()["progress"]["step"] == step)
+        gated.wait_until(lambda step=step: watcher.bodies[-1]["progress"]["step"] == step)
+    assert "preview" not in gated.status(job_id).json()
+    gated.engine.open_gate()
+    for listener in (watcher, *others):
+        listener.join()
+    previews = {
+        body["progress"]["step"]: body["preview"]
+        for body in watcher.bodies
+        if body.get("preview") is not None
+    }
+    assert {3: data_uri(3), 4: data_uri(4)}.items() <= previews.items()
+    assert all("preview" not in body for body in (watcher.bodies[0], watcher.bodies[-1]))
+    assert not any("preview" in body for listener in others for body in listener.bodies)
+
+
+def test_a_watcher_who_closes_the_connection_ends_the_previews(gated):
+    job_id = gated.submit(num_steps=20).json()["request_id"]
+    gated.wait_for_status(job_id, "PROCESSING")
+    job = gated.app.state.service._runner.live[job_id]
+    url = f"{gated.url}/v2/requests/{job_id}/events?preview=true"
+    with httpx.stream("GET", url, trust_env=False) as response:
+        texts = response.iter_text()
+        next(texts)  # it closes the connection when nobody holds it any more
+        assert job.watchers == 1
+    gated.wait_until(lambda: job.watchers == 0)
+    gated.engine.run_steps(2)
+    gated.wait_until(lambda: [line["on"] for line in gated.engine.lines("watch")] in ([], [True, False]))
+    gated.engine.open_gate()
+    assert gated.wait_for_status(job_id, "COMPLETED")
+
+
+def test_previews_are_asked_for_in_two_words_only(server):
+    job_id = server.finished()["request_id"]
+    answer = server.client.get(f"/v2/requests/{job_id}/events?preview=yes")
+    assert answer.status_code == 400
+    assert answer.json()["fields"][0]["field"] == "preview"
+
+
+def test_the_time_that_is_left_is_told_from_the_second_step_on(gated):
+    job_id = gated.submit(num_steps=4).json()["request_id"]
+    listener = Listener(gated, job_id)
+    for step in (1, 2, 3):
+        gated.engine.run_steps(1)
+        gated.wait_until(
+            lambda step=step: listener.bodies and listener.bodies[-1].get("progress", {}).get("step") == step
+        )
+    shown = gated.status(job_id).json()["progress"]
+    gated.engine.open_gate()
+    listener.join()
+    left = {
+        body["progress"]["step"]: body["progress"]["seconds_left"]
+        for body in listener.bodies
+        if "progress" in body
+    }
+    assert left[1] is None
+    assert left[2] >= 0
+    assert shown == {"step": 3, "num_steps": 4, "seconds_left": left[3]}
 
 
 def test_a_job_that_has_ended_is_told_once(server):

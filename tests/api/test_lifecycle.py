@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import signal
 import socket
 import threading
 
@@ -28,6 +30,33 @@ def test_while_the_engine_loads_the_server_is_alive_but_not_ready(run_server):
         ready = {"status": "ready", "profile": "scripted", "device": "none", "notice": ""}
         assert server.client.get("/ready").json() == ready
         assert server.paint().status_code == 200
+
+
+def test_while_the_engine_loads_ready_says_how_far_it_is(run_server):
+    with run_server(script={"slow_to_load": True, "loaded_percent": 43}, ready=False) as server:
+        far = "the engine is still loading: FLUX transformer, 43 percent"
+        server.wait_until(lambda: server.client.get("/ready").json()["reason"] == far)
+        assert server.client.get("/ready").json()["error"] == f"Not ready: {far}."
+        os.kill(server.engine.pids[0], signal.SIGKILL)
+        server.wait_until(lambda: len(server.engine.pids) == 2)
+        server.engine.let_load()
+        server.wait_until(lambda: server.client.get("/ready").status_code == 200)
+        (server.engine.folder / "load").unlink()
+        server.submit(prompt="crash once")
+        again = "the engine is being started again: FLUX transformer, 43 percent"
+        server.wait_until(lambda: server.client.get("/ready").json().get("reason") == again)
+        server.engine.let_load()
+
+
+def test_what_a_dead_worker_said_of_its_loading_is_not_told_any_more(run_server):
+    with run_server(script={"slow_to_load": True, "loaded_percent": 43}, ready=False) as server:
+        server.wait_until(lambda: "43 percent" in server.client.get("/ready").json()["reason"])
+        told = server.app.state.service._runner
+        os.kill(server.engine.pids[0], signal.SIGKILL)
+        server.wait_until(lambda: told.loading is None)
+        server.wait_until(lambda: "43 percent" in server.client.get("/ready").json()["reason"])
+        assert len(server.engine.pids) == 2
+        server.engine.let_load()
 
 
 def test_without_an_engine_the_server_says_why_and_stays_alive(run_server):

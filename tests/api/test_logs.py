@@ -1,6 +1,7 @@
 """The log: one line for each request, under its own id, and nothing personal in any line."""
 
 import asyncio
+import base64
 import io
 import json
 import logging
@@ -54,6 +55,13 @@ def test_prompts_photos_queries_keys_and_media_ids_stay_out_of_the_log(keyed_ser
     server.paint(headers=ALICE, main_face_image=f"http://127.0.0.1:9/{SECRET}.png")
     for image in (photo, SECRET, f"http://127.0.0.1:9/{SECRET}.png"):
         server.client.post("/v1/faces", json={"image": image}, headers=ALICE)
+    for photos in ([photo, SECRET], [f"http://127.0.0.1:9/{SECRET}.png"], [photo]):
+        server.client.post("/v1/identities", json={"face_images": photos}, headers=ALICE)
+    identity = base64.b64encode(SECRET.encode()).decode()
+    people = [{"photo": photo, "box": [0.12345, 0, 1, 1]}, {"identity": identity}]
+    server.paint(headers=ALICE, main_face_image=None, prompt=f"{SECRET} raise at step 1", faces=people)
+    server.paint(headers=ALICE, main_face_image=None, faces=[{"photo": photo, "mask": SECRET}])
+    server.paint(headers=ALICE, face_images=[photo, SECRET])
     server.client.get(f"/{SECRET}")
     server.submit(ALICE | {"Idempotency-Key": SECRET}, seed=SECRET)
     with server.broken():
@@ -61,7 +69,7 @@ def test_prompts_photos_queries_keys_and_media_ids_stay_out_of_the_log(keyed_ser
     server.wait_until(lambda: any(line["event"] == "request fault" for line in log_lines()))
     text = json.dumps(log_lines())
     assert len(log_lines()) > 8
-    for word in (SECRET, media_id, "alice-key", photo[:40], "127.0.0.1:9"):
+    for word in (SECRET, media_id, "alice-key", photo[:40], "127.0.0.1:9", identity, "0.12345"):
         assert word not in text
 
 

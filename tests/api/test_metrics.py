@@ -1,5 +1,8 @@
 """/metrics: what is counted about requests and jobs, and that callers cannot make it grow."""
 
+import sqlite3
+from contextlib import closing
+
 from prometheus_client.parser import text_string_to_metric_families
 
 from server.metrics import Metrics
@@ -68,6 +71,37 @@ def test_the_queue_shows_how_full_it_is(gated):
     for job_id in ids:
         gated.wait_for_status(job_id, "COMPLETED")
     assert scraped(gated)["flux_pulid_queue_depth", ()] == 0
+
+
+def test_whether_a_job_would_start_is_told_with_the_workers_that_can_work(run_server):
+    def told(found):
+        return found["flux_pulid_ready", ()], found["flux_pulid_worker_ready", (("device", "none"),)]
+
+    with run_server(ready=False, script={"slow_to_load": True}) as server:
+        assert told(scraped(server)) == (0, 0)
+        server.engine.let_load()
+        server.wait_until(lambda: told(scraped(server)) == (1, 1))
+        server.app.state.service.begin_drain()
+        assert told(scraped(server)) == (0, 1)
+
+
+def test_the_room_for_jobs_and_pictures_is_told(run_server):
+    with run_server(max_queued_jobs=7) as server:
+        found = scraped(server)
+        assert found["flux_pulid_queue_capacity", ()] == 7
+        assert found["flux_pulid_data_free_bytes", ()] > 2**20
+
+
+def test_a_data_folder_that_takes_no_writes_is_told(run_server, monkeypatch):
+    monkeypatch.setattr("server.jobs.store._BUSY_S", 0.05)
+    with run_server() as server:
+        assert scraped(server)["flux_pulid_data_writable", ()] == 1
+        with closing(sqlite3.connect(server.data_dir / "jobs.sqlite3", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            assert server.paint().status_code == 503
+            assert scraped(server)["flux_pulid_data_writable", ()] == 0
+        assert server.paint().status_code == 200
+        assert scraped(server)["flux_pulid_data_writable", ()] == 1
 
 
 def test_the_build_is_told(keyed_server):

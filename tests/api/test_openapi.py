@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from server.api.people_schemas import PersonInPicture
 from server.api.v1_schemas import FluxPulidRequest
 from server.fields import allowed
 
@@ -27,7 +28,10 @@ RANGES = {
     "num_outputs": ("integer", 1, 1, 4),
     "output_quality": ("integer", 80, 1, 100),
 }
-BEYOND_THE_CONTRACT = ["face_index", "face_order", "strict_face", "id_end_step"]
+BEYOND_THE_CONTRACT = [
+    *("face_index", "face_order", "strict_face", "id_end_step"),
+    *("face_images", "face_fusion", "identity", "faces", "identity_similarity"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +65,10 @@ def test_the_seed_may_be_null_and_has_its_range(properties):
 def test_formats_and_required_fields_are_shown(operation, properties):
     assert properties["output_format"]["enum"] == ["png", "jpg", "webp"]
     schema = operation["requestBody"]["content"]["application/json"]["schema"]
-    assert schema["required"] == ["main_face_image", "prompt"]
+    assert schema["required"] == ["prompt"]
+    assert schema["anyOf"] == [
+        {"required": [name]} for name in ("main_face_image", "face_images", "identity", "faces")
+    ]
     others = {"main_face_image", "prompt", "negative_prompt", "seed", "output_format", "base64"}
     assert set(properties) == {*RANGES, *others, *BEYOND_THE_CONTRACT}
 
@@ -173,6 +180,7 @@ def test_answers_have_the_form_that_is_announced(gated, photo):
         ("POST", "/v1/flux-pulid", {"json": body | {"seed": []}}),
     ]
     calls += [("POST", "/v1/faces", {"json": {"image": photo}}), ("POST", "/v1/faces", {"json": {}})]
+    calls += [("POST", "/v1/identities", {"json": {}})]
     calls += [("GET", "/health", {}), ("GET", "/ready", {}), ("GET", "/v1/get-user-credits", {})]
     answers = [answered(gated, method, path, **call) for method, path, call in calls]
     gated.engine.open_gate()
@@ -196,6 +204,18 @@ def test_the_parameter_table_of_the_documentation_is_the_schema():
     for name, default, range_in_words in rows:
         assert range_in_words == allowed(FluxPulidRequest, name)
         field = FluxPulidRequest.model_fields[name]
-        words = {"negative_prompt": "a list of faults", "seed": "random", "id_end_step": "none"}
-        words |= {"base64": "false", "strict_face": "false"}
-        assert default == ("required" if field.is_required() else words.get(name, str(field.default)))
+        words = {"main_face_image": "required", "negative_prompt": "a list of faults", "seed": "random"}
+        words |= {"base64": "false", "strict_face": "false", "identity_similarity": "false"}
+        default_in_words = "none" if field.default is None else str(field.default)
+        assert default == ("required" if field.is_required() else words.get(name, default_in_words))
+
+
+def test_the_table_of_people_in_the_documentation_is_the_schema():
+    text = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
+    table = text.split("| field | default | allowed |\n|---|---|---|\n")[1].split("\n\n")[0]
+    rows = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    assert [name for name, _, _ in rows] == list(PersonInPicture.model_fields)
+    for name, default, range_in_words in rows:
+        assert range_in_words == allowed(PersonInPicture, name)
+        known = PersonInPicture.model_fields[name].default
+        assert default == ("none" if known is None else str(known))

@@ -27,7 +27,8 @@ def failed_text(server, job_id):
     assert status.status_code == result.status_code == 422
     assert status.json() == result.json()
     answer = status.json()
-    assert set(answer) == {"status", "error", "metrics", "request_id"}
+    of_fields = {"fields"} if answer["code"] == "invalid_parameters" else set()
+    assert set(answer) == {"status", "error", "code", "metrics", "request_id"} | of_fields
     assert (answer["status"], answer["request_id"]) == ("FAILED", job_id)
     assert set(answer["metrics"]) == SECONDS
     return answer["error"]
@@ -105,8 +106,9 @@ def test_a_job_is_told_from_its_place_in_the_queue_to_its_picture(gated):
         "status_url": f"{gated.url}/v2/requests/{first}/status",
         "response_url": f"{gated.url}/v2/requests/{first}",
         "metrics": {},
-        "progress": {"step": 2, "num_steps": 3},
+        "progress": {"step": 2, "num_steps": 3, "seconds_left": running.json()["progress"]["seconds_left"]},
     }
+    assert running.json()["progress"]["seconds_left"] >= 0
     assert gated.result(first).json() == running.json(), "the result's address tells the status meanwhile"
 
     gated.engine.open_gate()
@@ -209,6 +211,29 @@ def test_an_invalid_object_is_accepted_and_then_failed(server):
 def test_the_text_of_a_failure_is_the_one_of_v1(server, asked):
     job_id = server.submit(**asked).json()["request_id"]
     assert failed_text(server, job_id) == server.paint(**asked).json()["error"]
+
+
+def test_a_failed_job_names_the_wrong_fields_as_v1_does(server):
+    asked = {"width": 1, "num_steps": "many"}
+    failed = server.finished(**asked)
+    assert failed["code"] == "invalid_parameters"
+    assert [wrong["field"] for wrong in failed["fields"]] == ["width", "num_steps"]
+    assert failed["fields"] == server.paint(**asked).json()["fields"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "code"),
+    [
+        ({"prompt": "no face"}, "no_face"),
+        ({"prompt": "several faces"}, "several_faces"),
+        ({"main_face_image": "AAAA"}, "image_rejected"),
+        ({"prompt": "raise at step 1, raise at step 1"}, "engine_failed"),
+    ],
+)
+def test_a_failed_job_has_the_code_of_its_reason_and_no_fields_where_none_is_wrong(server, asked, code):
+    failed = server.finished(**asked)
+    assert failed["code"] == code
+    assert "fields" not in failed
 
 
 @pytest.mark.parametrize("value", NUL_AND_HALF_PAIRS)

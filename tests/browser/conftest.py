@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
 from browser.visitor import AXE, REMEMBER_PROGRESS, REMEMBER_SHIFTS, Visitor
-from live_server import ServerProcess, live_server
+from fakes import Script, photo_of
+from live_server import PHOTOS, ServerProcess, live_server
 
 KEY = "SG_0123456789abcdef"
 DESKTOP = {"width": 1280, "height": 860}
@@ -39,6 +42,38 @@ def keyed_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerPro
     folder = tmp_path_factory.mktemp("keyed") / "data"
     with live_server(folder, instant=True, auth="keys", api_keys=f"tests:{KEY}", max_body_mb=0.06) as live:
         yield live
+
+
+@pytest.fixture(scope="session")
+def scripted_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """Its engine does what prompts say, and calls itself by another name than the tiny profile."""
+    folder = tmp_path_factory.mktemp("scripted")
+    with live_server(folder / "data", scripted=Script(folder)) as live:
+        yield live
+
+
+@pytest.fixture
+def scripted_photo(tmp_path: Path) -> Path:
+    """A photo in which the scripted engine finds one face."""
+    Image.fromarray(photo_of(1)).save(tmp_path / "scripted.png")
+    return tmp_path / "scripted.png"
+
+
+@pytest.fixture
+def couple(tmp_path: Path) -> Path:
+    """One photo with two people, the larger face on the left."""
+    photo = Image.new("RGB", (732, 512), "lightgrey")
+    photo.paste(Image.open(PHOTOS / "ardern.jpg"), (0, 0))
+    photo.paste(Image.open(PHOTOS / "obama.jpg").resize((320, 368)), (400, 90))
+    photo.save(tmp_path / "couple.jpg")
+    return tmp_path / "couple.jpg"
+
+
+@pytest.fixture
+def nobody(tmp_path: Path) -> Path:
+    """A photo without a face."""
+    Image.new("RGB", (256, 256), (40, 90, 160)).save(tmp_path / "nobody.png")
+    return tmp_path / "nobody.png"
 
 
 @pytest.fixture(scope="session")

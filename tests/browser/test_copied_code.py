@@ -11,18 +11,38 @@ import pytest
 from playwright.sync_api import expect
 
 from browser.visitor import PHOTO, Visitor
+from live_server import PHOTOS
 
 PROMPT = """a painter's "portrait" of $HOME, `ls` and \\ 100 % — été"""
 RUN = {"curl": ["bash"], "Python": [sys.executable], "JavaScript": ["node", "code.mjs"]}
 
 
-@pytest.fixture(scope="module")
-def picture_and_codes(chromium, server):
-    """The bytes of a picture made on the page, and its request in each language."""
+def by_one_photo(visitor):
+    visitor.asks_for_a_small_one(num_steps=2)
+    return {"photo.jpg": PHOTO}
+
+
+def by_more_photos(visitor):
+    visitor.asks_for_a_small_one(num_steps=2)
+    visitor.unfold_more()
+    visitor.page.get_by_label("Add photos").set_input_files(PHOTOS / "collins.jpg")
+    visitor.page.get_by_role("radio", name="Side by side").check()
+    return {"photo.jpg": PHOTO, "photo-2.jpg": PHOTOS / "collins.jpg"}
+
+
+def by_several_people(visitor):
+    visitor.paints_several(PHOTO, PHOTOS / "obama.jpg")
+    visitor.set(width=256, height=256, num_steps=2)
+    return {"person-1.jpg": PHOTO, "person-2.jpg": PHOTOS / "obama.jpg"}
+
+
+@pytest.fixture(scope="module", params=[by_one_photo, by_more_photos, by_several_people])
+def copied(request, chromium, server):
+    """The bytes of a picture made on the page, its request in each language, and the files that they read."""
     context = chromium.new_context()
     context.grant_permissions(["clipboard-read", "clipboard-write"])
     visitor = Visitor(context.new_page(), f"{server.url}/")
-    visitor.asks_for_a_small_one(num_steps=2)
+    files = request.param(visitor)
     visitor.say(PROMPT)
     visitor.make()
     address = visitor.gets_a_picture().get_attribute("src")
@@ -33,13 +53,14 @@ def picture_and_codes(chromium, server):
         codes[language] = visitor.page.evaluate("navigator.clipboard.readText()")
     context.close()
     visitor.must_be_content()
-    return httpx.get(address, trust_env=False).content, codes
+    return httpx.get(address, trust_env=False).content, codes, files
 
 
 @pytest.mark.parametrize("language", RUN)
-def test_the_copied_code_makes_the_same_picture(picture_and_codes, language, tmp_path):
-    picture, codes = picture_and_codes
-    shutil.copy(PHOTO, tmp_path / "photo.jpg")
+def test_the_copied_code_makes_the_same_picture(copied, language, tmp_path):
+    picture, codes, files = copied
+    for name, photo in files.items():
+        shutil.copy(photo, tmp_path / name)
     (tmp_path / "code.mjs").write_text(codes[language])
     done = subprocess.run(
         RUN[language], input=codes[language], cwd=tmp_path, capture_output=True, text=True, timeout=120

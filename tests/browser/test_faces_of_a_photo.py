@@ -9,19 +9,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect
 
-from live_server import PHOTOS
-
 CROWD = Path(insightface.__file__).parent / "data" / "images" / "t1.jpg"  # six people at a table
-
-
-@pytest.fixture
-def couple(tmp_path):
-    """One photo with two people, the larger face on the left."""
-    photo = Image.new("RGB", (732, 512), "lightgrey")
-    photo.paste(Image.open(PHOTOS / "ardern.jpg"), (0, 0))
-    photo.paste(Image.open(PHOTOS / "obama.jpg").resize((320, 368)), (400, 90))
-    photo.save(tmp_path / "couple.jpg")
-    return tmp_path / "couple.jpg"
 
 
 def face(visitor, number, count=2):

@@ -8,15 +8,7 @@ import pytest
 from playwright.sync_api import expect
 
 from browser.visitor import PICTURE_MS
-from live_server import faceless, form_and_size
-
-
-@pytest.fixture
-def nobody(tmp_path):
-    """A photo file without a face."""
-    file = tmp_path / "nobody.png"
-    file.write_bytes(base64.b64decode(faceless().partition(",")[2]))
-    return file
+from live_server import form_and_size
 
 
 def test_a_photo_without_a_face_is_told_beside_the_photo(visitor, nobody):
@@ -27,9 +19,23 @@ def test_a_photo_without_a_face_is_told_beside_the_photo(visitor, nobody):
     expect(visitor.page.get_by_role("heading", name="No picture this time")).to_be_visible(timeout=PICTURE_MS)
     for place in (visitor.problem_with("main_face_image"), visitor.alert(), visitor.page.locator("#stage")):
         expect(place).to_contain_text("No face found.")
+    expect(visitor.button("Change")).to_be_focused()
     expect(visitor.portraits()).to_have_count(0)
     visitor.choose()
     expect(visitor.problem_with("main_face_image")).to_be_empty()
+
+
+def test_the_focus_is_not_taken_from_somebody_who_writes(visitor, nobody):
+    visitor.expected = {400}
+    visitor.asks_for_a_small_one()
+    visitor.choose(nobody)
+    visitor.make()
+    visitor.page.get_by_label("Prompt", exact=True).focus()
+    expect(visitor.page.get_by_role("heading", name="No picture this time")).to_be_visible(timeout=PICTURE_MS)
+    expect(visitor.problem_with("main_face_image")).to_contain_text("No face found.")
+    expect(visitor.page.get_by_label("Prompt", exact=True)).to_be_focused()
+    visitor.button("Show what to change").click()
+    expect(visitor.button("Change")).to_be_focused()
 
 
 def test_an_empty_form_says_what_is_missing_and_sends_nothing(visitor):
@@ -61,6 +67,7 @@ def test_what_only_the_server_finds_wrong_is_told_beside_its_field(visitor):
     visitor.make()
     expect(visitor.problem_with("prompt")).to_have_text("prompt must have at most 10000 characters.")
     expect(visitor.alert()).to_have_text("prompt must have at most 10000 characters.")
+    expect(visitor.page.get_by_label("Prompt", exact=True)).to_be_focused()
 
 
 def test_a_file_that_is_no_picture_is_refused_before_it_is_sent(visitor, tmp_path):

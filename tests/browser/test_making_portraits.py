@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import base64
-import io
-import json
 import re
 
-from PIL import Image
 from playwright.sync_api import expect
 
 from browser.visitor import PHOTO, PICTURE_MS, is_result
@@ -40,37 +37,24 @@ def test_progress_is_told_step_by_step_with_the_time_that_is_left(visitor):
     assert any(re.fullmatch(r"Step \d+ of 12, about \d+ s left", text) for text in told)
 
 
-def test_previews_are_shown_where_the_server_offers_them(visitor, server):
-    document = server.client.get("/openapi.json").json()
-    queries = document["paths"]["/v2/requests/{request_id}/events"]["get"]["parameters"]
-    if not any(query["name"] == "preview" for query in queries):
-        queries.append({"name": "preview", "in": "query"})
-        visitor.page.route("**/openapi.json", lambda route: route.fulfill(json=document))
-        visitor.page.route("**/events?preview=true", one_preview_first())
-        visitor.open()
+def test_the_picture_comes_up_in_previews(visitor):
     visitor.asks_for_a_small_one(width=384, height=384, num_steps=12)
     visitor.make()
+    preview = visitor.page.locator("img.preview")
+    expect(preview).to_have_attribute("alt", re.compile(r"Preview of the picture after step \d+ of 12"))
     visitor.gets_a_picture()
+    expect(preview).to_have_count(0)
     previews = visitor.page.evaluate("window.previews")
-    assert previews
+    assert len(set(previews)) >= 4
     assert all(preview.startswith("data:image/jpeg;base64,") for preview in previews)
 
 
-def one_preview_first():
-    """Answers the first stream of a job with a preview, and lets the next one through to the server."""
-    file = io.BytesIO()
-    Image.new("RGB", (48, 48), "teal").save(file, "JPEG")
-    preview = f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
-    status = {"status": "PROCESSING", "progress": {"step": 1, "num_steps": 12}, "preview": preview}
-    events = [f"event: status\ndata: {json.dumps(status)}\n\n"]
-
-    def answer(route):
-        if events:
-            route.fulfill(body=events.pop(), content_type="text/event-stream")
-        else:
-            route.continue_()
-
-    return answer
+def test_who_wants_calm_sees_a_preview_a_quarter_at_most(visit):
+    visitor = visit(reduced_motion="reduce")
+    visitor.asks_for_a_small_one(width=384, height=384, num_steps=20)
+    visitor.make()
+    visitor.gets_a_picture()
+    assert 1 <= len(visitor.page.evaluate("window.previews")) <= 5
 
 
 def test_a_portrait_that_takes_too_long_can_be_cancelled(visitor):
@@ -115,25 +99,14 @@ def test_several_pictures_have_consecutive_seeds_and_their_own_downloads(visitor
     assert form_and_size(file.read_bytes()) == ("WEBP", (256, 256))
 
 
-# Everything that the browser keeps, as one text.
-KEPT = """async () => {
-    const opening = indexedDB.open("flux-pulid");
-    await new Promise((done) => (opening.onsuccess = done));
-    const reading = opening.result.transaction("portraits").objectStore("portraits").getAll();
-    await new Promise((done) => (reading.onsuccess = done));
-    opening.result.close();
-    return JSON.stringify([reading.result, { ...localStorage }, { ...sessionStorage }]);
-}"""
-
-
 def test_the_list_outlives_a_reload_holds_no_photo_and_can_be_cleared(visitor):
     visitor.asks_for_a_small_one(seed=11)
     visitor.make()
     visitor.gets_a_picture()
-    kept = visitor.page.evaluate(KEPT)
+    kept = visitor.everything_kept()
     assert "portrait, candle light" in kept
-    assert "main_face_image" not in kept
     assert "data:image" not in kept
+    assert base64.b64encode(PHOTO.read_bytes()).decode()[:60] not in kept
     visitor.open()
     expect(visitor.portraits()).to_have_count(1)
     visitor.gets_a_picture()

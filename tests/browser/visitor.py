@@ -17,6 +17,13 @@ PHOTO = PHOTOS / "ardern.jpg"
 AXE = Path(__file__).parents[1] / "clients" / "node" / "node_modules" / "axe-core" / "axe.min.js"
 PICTURE_MS = 60_000  # for a small picture, beside other work on the machine
 
+PHONE = {
+    "viewport": {"width": 360, "height": 740},
+    "device_scale_factor": 2,
+    "is_mobile": True,
+    "has_touch": True,
+}
+
 # Run in every page before its own scripts.
 REMEMBER_SHIFTS = """
     window.shifts = [];
@@ -33,6 +40,16 @@ REMEMBER_PROGRESS = """
         remember(window.previews, document.querySelector("img.preview")?.src);
     }).observe(document, { attributes: true, childList: true, subtree: true, characterData: true });
 """
+
+# Everything that the browser keeps, as one text.
+KEPT = """async () => {
+    const opening = indexedDB.open("flux-pulid");
+    await new Promise((done) => (opening.onsuccess = done));
+    const reading = opening.result.transaction("portraits").objectStore("portraits").getAll();
+    await new Promise((done) => (reading.onsuccess = done));
+    opening.result.close();
+    return JSON.stringify([reading.result, { ...localStorage }, { ...sessionStorage }]);
+}"""
 
 
 class Visitor:
@@ -55,6 +72,25 @@ class Visitor:
     def choose(self, photo: Path = PHOTO) -> None:
         self.page.get_by_label("Choose a photo").set_input_files(photo)
         expect(self.page.locator("#photo-image")).to_be_visible()
+
+    def unfold_more(self) -> None:
+        """More photos, identity files."""
+        self.page.locator("#more > summary").click()
+
+    def paints_several(self, *photos: Path) -> None:
+        """Each person by one photo."""
+        self.button("Several people in one picture").click()
+        for number, photo in enumerate(photos, start=1):
+            if number > 2:
+                self.button("Add a person").click()
+            self.choose_for(number, photo)
+
+    def choose_for(self, number: int, photo: Path) -> None:
+        self.page.get_by_label(f"Choose a photo of person {number}").set_input_files(photo)
+        expect(self.person(number).locator(".photo-name")).to_contain_text(photo.name)
+
+    def person(self, number: int) -> Locator:
+        return self.page.get_by_role("group", name=f"Person {number}", exact=True)
 
     def say(self, prompt: str) -> None:
         self.page.get_by_label("Prompt", exact=True).fill(prompt)
@@ -109,6 +145,10 @@ class Visitor:
 
     def alert(self) -> Locator:
         return self.page.locator("#form-problem")
+
+    def everything_kept(self) -> str:
+        """By the browser, as one text."""
+        return str(self.page.evaluate(KEPT))
 
     # what they mind
 

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import http.server
+import json
+import subprocess
 import threading
-from collections.abc import Iterator
+import venv
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -82,3 +87,31 @@ def small() -> dict[str, object]:
         "num_steps": 1,
         "seed": 7,
     }
+
+
+@pytest.fixture
+def python_with(tmp_path: Path) -> Callable[[list[str]], Path]:
+    """Makes an environment with these packages; its interpreter. Needs a package index."""
+
+    def make(packages: list[str]) -> Path:
+        venv.create(tmp_path / "venv", with_pip=True, symlinks=True)
+        python = tmp_path / "venv" / "bin" / "python"
+        subprocess.run([python, "-m", "pip", "install", "-q", *packages], check=True, timeout=300)
+        return python
+
+    return make
+
+
+@pytest.fixture
+def run_calls() -> Callable[[Path, str, dict[str, object]], dict[str, Any]]:
+    """Runs code that reads JSON from its input; the JSON of its last line."""
+
+    def run(python: Path, calls: str, told: dict[str, object]) -> dict[str, Any]:
+        done = subprocess.run(
+            [python, "-c", calls], input=json.dumps(told), capture_output=True, text=True, timeout=180
+        )
+        assert done.returncode == 0, done.stderr
+        answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return answer
+
+    return run

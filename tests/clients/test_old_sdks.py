@@ -7,10 +7,6 @@ flux-pulid: its requests go through its own code, with the URL reassigned and th
 from __future__ import annotations
 
 import base64
-import json
-import subprocess
-import venv
-from pathlib import Path
 
 import pytest
 
@@ -74,30 +70,14 @@ print(json.dumps({
 """
 
 
-def python_with(packages: list[str], folder: Path) -> Path:
-    """The interpreter of a fresh environment with these packages."""
-    venv.create(folder, with_pip=True, symlinks=True)
-    python = folder / "bin" / "python"
-    subprocess.run([python, "-m", "pip", "install", "-q", *packages], check=True, timeout=300)
-    return python
-
-
-def run_calls(python: Path, calls: str, told: dict[str, object]) -> dict[str, object]:
-    done = subprocess.run(
-        [python, "-c", calls], input=json.dumps(told), capture_output=True, text=True, timeout=180
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 @pytest.fixture
 def told(server: ServerProcess, api_key, small) -> dict[str, object]:
     mistake = small | {"main_face_image": faceless()}
     return {"url": server.url, "key": api_key, "body": small, "mistake": mistake}
 
 
-def test_version_1_0_1_runs_on_both_interfaces(told, tmp_path):
-    answer = run_calls(python_with(["segmind==1.0.1"], tmp_path / "venv"), CALLS_OF_1_0_1, told)
+def test_version_1_0_1_runs_on_both_interfaces(told, python_with, run_calls):
+    answer = run_calls(python_with(["segmind==1.0.1"]), CALLS_OF_1_0_1, told)
     assert answer["version"] == "1.0.1"
     assert form_and_size(base64.b64decode(answer["picture"])) == ("WEBP", (256, 256))
     assert answer["result"]["status"] == "COMPLETED"
@@ -105,9 +85,9 @@ def test_version_1_0_1_runs_on_both_interfaces(told, tmp_path):
     assert answer["refused"] == [400, answer["failed"]]
 
 
-def test_version_0_2_3_opens_the_picture_and_reads_its_credits(told, tmp_path):
+def test_version_0_2_3_opens_the_picture_and_reads_its_credits(told, python_with, run_calls):
     packages = ["segmind==0.2.3", "requests"]  # which it imports without requiring it
-    answer = run_calls(python_with(packages, tmp_path / "venv"), CALLS_OF_0_2_3, told)
+    answer = run_calls(python_with(packages), CALLS_OF_0_2_3, told)
     assert answer["format"] == "WEBP"
     assert answer["size"] == [256, 256]
     assert answer["sent"]["guidance_scale"] == "8"  # every number is sent as text

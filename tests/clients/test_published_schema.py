@@ -38,7 +38,12 @@ def quick_server(tmp_path_factory) -> Iterator[ServerProcess]:
     script = Script(folder / "script")
     script.folder.mkdir()
     with live_server(
-        folder / "data", scripted=script, max_queued_jobs=10_000, fetch_timeout_s=0.5, log_level="warning"
+        folder / "data",
+        scripted=script,
+        adapters=("openai", "replicate"),
+        max_queued_jobs=10_000,
+        fetch_timeout_s=0.5,
+        log_level="warning",
     ) as live:
         yield live
 
@@ -80,8 +85,8 @@ def call_operation(operation, mode, url, job_ids, examples, statuses) -> None:
         suppress_health_check=list(HealthCheck),
     )
     def call(case, job_id, is_paintable):
-        if job_id is not None and "request_id" in case.path_parameters:
-            case.path_parameters["request_id"] = job_id
+        for name in {"request_id", "prediction_id"} & case.path_parameters.keys():
+            case.path_parameters[name] = job_id or case.path_parameters[name]
         if is_paintable and isinstance(case.body, dict):
             case.body |= PAINTABLE
         response = case.call(base_url=url, timeout=20)

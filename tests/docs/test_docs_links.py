@@ -1,12 +1,14 @@
-"""Documents point at things that exist, and the README's tree names every source file."""
+"""Documents point at things that exist; every page is in the index, every source in the README's tree."""
 
 import re
 
 import pytest
 
+from docs.markdown import anchors, without_blocks
 from docs.project_files import PACKAGES, ROOT, documents, project_files, text_of
 
 MARKDOWN_LINK = re.compile(r"\]\((?!\w+:|#)([^)#\s]+)(?:#[^)]*)?\)")
+LINK_WITH_ANCHOR = re.compile(r"\]\((?!\w+:)([^)#\s]*)#([^)\s]+)\)")
 TOP_FOLDERS = (*PACKAGES, "configs", "tests", "docs", "bench", r"\.ci", r"\.github")
 NAMED_PATH = re.compile(
     rf"`((?:{'|'.join(TOP_FOLDERS)})/[\w./-]*\w\.(?:py|md|toml|json|json\.gz|txt|yml|yaml|sql))`"
@@ -24,6 +26,35 @@ def test_every_relative_link_leads_somewhere(name):
 def test_every_file_named_by_its_path_exists(name):
     missing = [path for path in NAMED_PATH.findall(text_of(name)) if not (ROOT / path).exists()]
     assert not missing
+
+
+@pytest.mark.parametrize("name", documents())
+def test_every_link_to_a_heading_finds_it(name):
+    lost = [
+        f"{page}#{anchor}"
+        for page, anchor in LINK_WITH_ANCHOR.findall(without_blocks(text_of(name)))
+        if anchor not in anchors(((ROOT / name).parent / page if page else ROOT / name).read_text())
+    ]
+    assert not lost
+
+
+def test_a_lost_anchor_would_be_noticed():
+    assert anchors("# One, two\n\n## `--generate`\n\n```sh\n# no heading\n```\n## One, two\n") == {
+        "one-two",
+        "--generate",
+        "one-two-1",
+    }
+
+
+def test_the_index_has_every_page_and_the_readme_has_the_index():
+    linked = set(MARKDOWN_LINK.findall(text_of("docs/README.md")))
+    pages = {
+        name.removeprefix("docs/")
+        for name in documents()
+        if name.startswith("docs/") and not name.startswith("docs/decisions/")
+    }
+    assert pages - {"README.md"} <= linked
+    assert "docs/README.md" in MARKDOWN_LINK.findall(text_of("README.md"))
 
 
 def readme_tree():

@@ -45,6 +45,7 @@ def test_every_import_contract_is_kept():
         ("pulid/pipeline.py", "weights.paths"),
         ("weights/manifest.py", "pydantic"),
         ("pulid/engine.py", "torch"),
+        ("server/jobs/runner.py", "opentelemetry"),
     ],
 )
 def test_a_forbidden_import_breaks_a_contract_and_is_named(copied_project, guilty_file, forbidden_import):

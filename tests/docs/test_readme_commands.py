@@ -54,7 +54,8 @@ def test_the_first_command_makes_an_environment_and_a_picture():
 
 
 def test_the_photo_of_the_first_command_exists():
-    assert (ROOT / parse(flux_pulid_calls(README)[0]).params["face"]).is_file()
+    (photo,) = parse(flux_pulid_calls(README)[0]).params["face"]
+    assert (ROOT / photo).is_file()
 
 
 def test_the_second_command_is_what_the_gate_runs():

@@ -82,6 +82,7 @@ def labels_of_all_metrics():
     metrics.jobs.ended("FAILED", "no_face")
     metrics.jobs.cache_lookup("identity", hit=True)
     metrics.jobs.device_memory("cuda:0", 1)
+    metrics.stands(ready=True, workers={"cuda:0": True}, capacity=64, free=2**30, writable=True)
     found = {}
     for line in metrics.text().decode().splitlines():
         sample = re.match(r"(\w+?)(_bucket|_count|_sum)?(?:\{(.*)\})? ", line)

@@ -6,15 +6,15 @@ from pathlib import Path
 from pulid.engine import LoadProgress
 from server.app import engine_factory
 from server.cli.generate import show_loading
-from server.loading import EVERY_S, LoadingReport, log_loading
+from server.loading import EVERY_S, LoadingReport
 from server.settings import Settings
 
 
 class Listener:
-    def __init__(self):
+    def __init__(self, **how):
         self.said = []
         self.now = 0.0
-        self.report = LoadingReport(lambda *words: self.said.append(words), clock=lambda: self.now)
+        self.report = LoadingReport(lambda *words: self.said.append(words), clock=lambda: self.now, **how)
 
     def hear(self, part, done, *, after_s=0.5):
         self.now += after_s
@@ -44,6 +44,13 @@ def test_a_part_that_takes_long_is_said_again_every_ten_seconds():
         listener.hear("FLUX transformer", done, after_s=0.5)
     assert [percent for _, _, percent in listener.said] == [0, 20, 40, 60, 80]
     assert EVERY_S == 10
+
+
+def test_another_time_between_two_reports_may_be_chosen():
+    listener = Listener(every_s=0.25)
+    for done in range(0, 100, 10):
+        listener.hear("FLUX transformer", done, after_s=0.125)
+    assert [percent for _, _, percent in listener.said] == [0, 2, 4, 6, 8]
 
 
 def test_a_person_at_a_terminal_reads_it(capsys):
@@ -81,7 +88,7 @@ def test_an_engine_tells_it_with_its_device_and_is_made_of_what_the_settings_cho
     }
 
 
-def test_the_factory_of_the_server_says_it_in_the_log_of_its_worker():
+def test_the_factory_of_the_server_travels_to_a_worker_which_says_it_in_its_own_way():
     factory = engine_factory(Settings(profile="tiny"))
-    assert pickle.loads(pickle.dumps(factory)).keywords.keys() == factory.keywords.keys()  # noqa: S301
-    assert factory.keywords["progress"]._say is log_loading
+    assert pickle.loads(pickle.dumps(factory)).keywords == factory.keywords  # noqa: S301
+    assert factory.keywords["progress"] is None

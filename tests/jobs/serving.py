@@ -59,12 +59,17 @@ def parse(body):
         fields = json.loads(body)
     except ValueError:
         raise Unparsable("not JSON") from None
-    photo = fields.pop("photo")
+    photos = fields.pop("photos", None)
+    photos = [fields.pop("photo")] if photos is None else photos
+    fields.pop("photo", None)
     if "refuse" in fields:
         raise BadRequest(fields["refuse"])
     defaults = {"seed": 1, "width": 256, "height": 256, "num_steps": 2}
     return ParsedBody(
-        request=GenerationRequest(**{**defaults, **fields}), photo=photo, output=OutputOptions(format="png")
+        request=GenerationRequest(**{**defaults, **fields}),
+        photos=tuple(photos),
+        output=OutputOptions(format="png"),
+        places=tuple(f"photos[{number}]" for number in range(len(photos))) if len(photos) > 1 else (),
     )
 
 

@@ -164,7 +164,7 @@ async def test_a_job_that_is_cancelled_while_its_photo_is_written_leaves_none(st
     async with start(picture=photo) as here:
         here.photos.gate.clear()
         job_id = await here.submit(photo="https://slow.example/photo.png")
-        file = SlowFile(data_of(here).bodies / f"{job_id}.photo.tmp")
+        file = SlowFile(data_of(here).bodies / f"{job_id}.photo.0.tmp")
         here.photos.gate.set()
         await until(lambda: file.is_begun)
         await here.service.remove(job_id, key="")

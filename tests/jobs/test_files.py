@@ -19,6 +19,7 @@ from PIL import Image
 
 from fakes import flat_picture
 from server.jobs.files import (
+    MAX_PHOTOS,
     ImageFile,
     JobBodies,
     MediaFiles,
@@ -100,17 +101,18 @@ def test_a_body_is_read_as_it_was_written(bodies, tmp_path):
     assert mode_of(tmp_path / f"{JOB}.json") == 0o600
 
 
-def test_a_photo_lies_beside_its_body_and_both_go_together(bodies):
+def test_photos_lie_beside_their_body_and_all_go_together(bodies, tmp_path):
     bodies.write(JOB, b"body")
-    path = bodies.write_photo(JOB, b"photo")
-    assert path == bodies.photo_path(JOB)
-    assert path.read_bytes() == b"photo"
-    assert mode_of(path) == 0o600
-    bodies.write_photo(OTHER, b"another")
-    assert bodies.job_ids() == {JOB, OTHER}
+    for number in range(MAX_PHOTOS):
+        path = bodies.write_photo(JOB, number, b"photo %d" % number)
+        assert path == bodies.photo_path(JOB, number)
+        assert path.read_bytes() == b"photo %d" % number
+        assert mode_of(path) == 0o600
+    other = bodies.write_photo(OTHER, 1, b"another")
+    assert len(names_in(tmp_path)) == MAX_PHOTOS + 2
     bodies.delete(JOB)
     bodies.delete(JOB)
-    assert bodies.job_ids() == {OTHER}
+    assert names_in(tmp_path) == [other.name]
     with pytest.raises(FileNotFoundError):
         bodies.read(JOB)
 
@@ -118,10 +120,19 @@ def test_a_photo_lies_beside_its_body_and_both_go_together(bodies):
 def test_what_a_killed_server_left_half_written_is_removed_and_the_rest_kept(tmp_path):
     JobBodies(tmp_path).write(JOB, b"body")
     (tmp_path / f"{OTHER}.json.tmp").write_bytes(b"half")
-    bodies = JobBodies(tmp_path)
-    assert bodies.job_ids() == {JOB}
     assert JobBodies.open(tmp_path).read(JOB) == b"body"
     assert names_in(tmp_path) == [f"{JOB}.json"]
+
+
+def test_files_of_jobs_that_nobody_knows_are_removed_whatever_their_number(bodies, tmp_path):
+    for job in (JOB, OTHER):
+        bodies.write(job, b"body")
+        bodies.write_photo(job, 0, b"photo")
+        bodies.write_photo(job, 5, b"photo")
+    (tmp_path / f"{OTHER}.photo").write_bytes(b"of an earlier version")
+    (tmp_path / "lost+found").touch()
+    bodies.delete_others({JOB})
+    assert names_in(tmp_path) == [f"{JOB}.json", f"{JOB}.photo.0", f"{JOB}.photo.5", "lost+found"]
 
 
 # media
@@ -185,8 +196,8 @@ def test_what_is_no_id_never_becomes_a_path(tmp_path, bad):
     calls = [
         lambda: bodies.write(bad, b""),
         lambda: bodies.read(bad),
-        lambda: bodies.write_photo(bad, b""),
-        lambda: bodies.photo_path(bad),
+        lambda: bodies.write_photo(bad, 0, b""),
+        lambda: bodies.photo_path(bad, 0),
         lambda: bodies.delete(bad),
         lambda: media.save(bad, pictures(1)),
         lambda: media.path(bad, "0.png"),
@@ -282,7 +293,9 @@ def test_a_kill_while_writing_leaves_whole_files_or_none(tmp_path):
         bodies, media = JobBodies.open(folders[0]), MediaFiles.open(folders[1])
         assert names_in(folders[0]) in ([], ["a" * 32 + ".json"])
         assert names_in(folders[1]) in ([], ["b" * 32])
-        assert all(bodies.read(job_id) == b"x" * 300_000 for job_id in bodies.job_ids())
+        assert all(
+            bodies.read(job_id) == b"x" * 300_000 for job_id in {path.stem for path in folders[0].iterdir()}
+        )
         for media_id in media.media_ids():
             assert [path.stat().st_size for path in (folders[1] / media_id).iterdir()] == [200_000] * 2
 
@@ -324,7 +337,7 @@ def _write_beyond_the_file_size_limit(root):
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
     bodies, media = JobBodies(Path(root)), MediaFiles(Path(root))
     expect_full(lambda: bodies.write(JOB, b"x" * 60_000))
-    expect_full(lambda: bodies.write_photo(JOB, b"x" * 60_000))
+    expect_full(lambda: bodies.write_photo(JOB, 0, b"x" * 60_000))
     expect_full(lambda: media.save(JOB, pictures(100, 60_000)))
     assert names_in(Path(root)) == []
     bodies.write(JOB, b"small")
@@ -347,7 +360,7 @@ def _write_without_file_handles(root):
         resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free + spare, most))
         if spare == 0:
             expect_full(lambda: bodies.write(JOB, b"body"))
-            expect_full(lambda: bodies.write_photo(JOB, b"photo"))
+            expect_full(lambda: bodies.write_photo(JOB, 0, b"photo"))
             expect_full(lambda: media.save(JOB, pictures(1, 1)))
             assert os.access(Path(root) / f"{OTHER}.json", os.R_OK)
         else:

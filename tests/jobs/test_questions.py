@@ -112,9 +112,10 @@ async def test_answers_do_not_save_a_worker_whose_step_hangs(start):
 @scenario
 async def test_a_death_over_a_photo_is_told_to_everybody_whose_question_the_worker_had(start):
     async with start() as here:
-        crash, after = (
-            asyncio.create_task(faces(here, photo)) for photo in (photo_with(1, "crash"), photo_with(2))
-        )
+        crash = asyncio.create_task(faces(here, photo_with(1, "crash")))
+        questions = here.service._runner.questions
+        await until(lambda: crash.done() or any(one.device for one in questions._open.values()))
+        after = asyncio.create_task(faces(here, photo_with(2)))
         for task in (crash, after):
             with pytest.raises(NotReady, match="Try again"):
                 await task

@@ -14,11 +14,10 @@ import pytest
 from PIL import Image
 
 from fakes import paint
-from jobs.serving import PATIENCE_S, PHOTO, PICTURE, parse, scenario, serving, stored_states, until
+from jobs.serving import PATIENCE_S, PHOTO, PICTURE, data_of, parse, scenario, serving, stored_states, until
 from pulid.errors import BadRequest, Busy
 from server.jobs.job import IdempotencyConflict, JobNotFound, JobState, NotReady
-from server.jobs.runner import TRY_AGAIN_S
-from server.jobs.storage import JobStorage
+from server.jobs.storage import TRY_AGAIN_S, JobStorage
 from server.security.image_decode import decode_image
 
 
@@ -113,7 +112,7 @@ async def test_the_queue_is_bounded_and_a_refusal_leaves_nothing(start):
         waiting = [await here.submit() for _ in range(2)]
         with pytest.raises(Busy):
             await here.submit()
-        assert len(here.service._storage._bodies.job_ids()) == 4
+        assert len(list(data_of(here).bodies.glob("*.json"))) == 4
         here.script.open_gate()
         records = [await here.ended(job_id) for job_id in (running, ahead, *waiting)]
         assert {record.state for record in records} == {JobState.COMPLETED}
@@ -406,11 +405,12 @@ async def test_files_of_unknown_jobs_are_cleared_at_start(start):
         record = await here.run()
         data = here.service._storage._data_dir
         here.service._storage._bodies.write("a" * 32, b"{}")
+        here.service._storage._bodies.write_photo("a" * 32, 3, PICTURE)
         stray_media = data.media / ("b" * 32)
     stray_media.mkdir()
     (stray_media / "0.png").write_bytes(PICTURE)
     async with start() as again:
-        assert again.service._storage._bodies.job_ids() == set()
+        assert list(data_of(again).bodies.iterdir()) == []
         assert not stray_media.exists()
         assert (await again.service.media(record.media_id, "0.png"))[0].exists()
 

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pulid.errors import SetupError
+from server.errors import FieldProblem
 from server.jobs.job import IdempotencyConflict, JobFile, JobRecord, JobState, StoreFailed, StoreFull
 from server.jobs.store import MIGRATIONS, SqliteJobStore, StoreDamaged, configure
 
@@ -76,6 +77,8 @@ FULL_RECORD = job(
     files=(PICTURE, replace(PICTURE, name="1.webp")),
     error="No face found \N{EM DASH} sorry.",
     error_code="no_face",
+    error_fields=(FieldProblem("width", "width is too large."), FieldProblem("seed", "seed is no number.")),
+    similarities=((0.71234567, None), ()),
 )
 
 
@@ -103,13 +106,17 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
     seed=st.none() | st.integers(0, 2**63 - 1),
     times=st.tuples(times, times, st.none() | times, st.none() | times),
     files=st.lists(st.builds(replace, st.just(PICTURE), name=texts, size=st.integers(0, 2**40)), max_size=4),
+    similarities=st.lists(st.lists(st.none() | st.floats(-1, 1), max_size=4).map(tuple), max_size=4).map(
+        tuple
+    ),
 )
-def test_any_record_comes_back_after_reopening(tmp_path_factory, key, error, seed, times, files):
+def test_any_record_comes_back_after_reopening(
+    tmp_path_factory, key, error, seed, times, files, similarities
+):
     path = tmp_path_factory.mktemp("store") / "jobs.sqlite3"
     names = ("submitted_at", "deadline_at", "started_at", "finished_at")
-    record = job(
-        1, key=key, error=error, seed=seed, files=tuple(files), **dict(zip(names, times, strict=True))
-    )
+    told = {"key": key, "error": error, "seed": seed, "files": tuple(files), "similarities": similarities}
+    record = job(1, **told, **dict(zip(names, times, strict=True)))
     with closing(SqliteJobStore.open(path)) as store:
         store.insert(record)
     with closing(SqliteJobStore.open(path)) as store:
@@ -346,6 +353,36 @@ def test_an_older_database_is_copied_then_migrated_with_its_jobs(path, later):
         assert store.get(job(1).id) == job(1)
 
 
+FIRST_SCHEMA_ROWS = """
+INSERT INTO jobs VALUES (1, 'a1', 'anna', 'v2', 'COMPLETED', 100.0, 700.0, 150.0, 200.0,
+    896, 1152, 128, 20, 1, 7, 1, 0, 'm1',
+    '[{"name": "0.webp", "content_type": "image/webp", "width": 896, "height": 1152, "size": 123456}]',
+    NULL, NULL);
+INSERT INTO jobs VALUES (2, 'a2', '', 'v2', 'FAILED', 100.0, 700.0, NULL, 200.0,
+    0, 0, 0, 0, 0, NULL, 0, 0, 'm2', '[]', 'width must be less.', 'invalid_parameters');
+INSERT INTO jobs VALUES (3, 'a3', '', 'v2', 'QUEUED', 100.0, 700.0, NULL, NULL,
+    256, 256, 128, 4, 1, 7, 0, 0, 'm3', '[]', NULL, NULL);
+INSERT INTO idempotency VALUES ('anna', 'once', x'00', 'a1');
+PRAGMA user_version = 1;
+"""
+
+
+def test_a_database_of_the_first_schema_keeps_its_jobs_and_takes_what_came_later(path):
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.executescript((MIGRATIONS / "0001_jobs.sql").read_text() + FIRST_SCHEMA_ROWS)
+    with closing(SqliteJobStore.open(path)) as store:
+        done = store.earlier("anna", "once").record
+        assert (done.id, done.state, done.files, done.similarities) == ("a1", COMPLETED, (PICTURE,), ())
+        failed = store.get("a2")
+        assert (failed.error_code, failed.error_fields) == ("invalid_parameters", ())
+        (waiting,) = store.unfinished()
+        store.save(replace(waiting, state=PROCESSING))
+        after = replace(waiting, state=COMPLETED, similarities=((0.5,),))
+        store.save(after, media_expires_at=1000.0)
+        assert store.get("a3") == after
+    assert version_of(path.with_name("jobs.sqlite3.v1.bak")) == 1
+
+
 def test_a_migrated_database_is_not_copied_again(path, later):
     SqliteJobStore.open(path).close()
     migrations = later("CREATE TABLE extra (a);")
@@ -374,7 +411,9 @@ def test_a_migration_that_fails_changes_nothing(path, later):
 def test_a_newer_schema_is_refused_and_left_alone(path, later):
     SqliteJobStore.open(path, migrations=later("CREATE TABLE extra (a);")).close()
     content = path.read_bytes()
-    with pytest.raises(SetupError, match=r"written by a newer version .*schema 2; this one knows 1"):
+    known = len(list(MIGRATIONS.glob("*.sql")))
+    words = rf"written by a newer version .*schema {known + 1}; this one knows {known}\)"
+    with pytest.raises(SetupError, match=words):
         SqliteJobStore.open(path)
     assert path.read_bytes() == content
 

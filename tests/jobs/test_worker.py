@@ -16,7 +16,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from fakes import PATIENCE_S, SECRET, Script, flat_picture, paint, photo_of
+from fakes import PATIENCE_S, SECRET, Script, colour_of, flat_picture, own_part, paint, photo_of, preview_of
 from pulid.engine import EngineInfo, GenerationRequest
 from pulid.errors import DeviceUnavailable, EngineFailed, ImageRejected, NoFaceFound, OutOfMemory
 from server.jobs.files import OutputOptions
@@ -32,12 +32,14 @@ from server.jobs.messages import (
     FacesFound,
     Finished,
     JobFailed,
+    Loading,
     Prepare,
     Prepared,
     Preparing,
     Stepped,
     Stepping,
     Stop,
+    Watch,
 )
 from server.jobs.worker import (
     EXIT_FAULT,
@@ -90,7 +92,7 @@ class Desk:
             Prepare(
                 job_id=job,
                 request=request,
-                photo=photo or self.photo,
+                photos=(photo or self.photo,),
                 output=output or OutputOptions(format="png"),
                 media_id=media_id(job),
             )
@@ -348,6 +350,92 @@ def test_an_engine_with_room_runs_two_jobs_at_once(desk):
     assert made.script.steps == {"a": 5, "b": 5, "c": 5}
 
 
+# previews
+
+
+def previews_of(desk, job):
+    steps = [event for event in desk.events if isinstance(event, Stepped) and event.job_id == job]
+    return {event.step: event.preview for event in steps if event.preview is not None}
+
+
+def test_a_job_that_nobody_watches_has_no_previews(shared):
+    shared.events.clear()
+    assert isinstance(shared.run(job="t"), Finished)
+    assert previews_of(shared, "t") == {}
+
+
+def test_a_job_that_is_watched_before_it_is_admitted_has_previews_of_all_but_the_last_step(shared):
+    shared.prepare("slow 0.1 s while preparing", job="u")
+    shared.pipe.send(Watch("u", True))
+    shared.pipe.send(Admit("u"))
+    assert isinstance(shared.end_of("u"), Finished)
+    assert previews_of(shared, "u") == {1: preview_of(1), 2: preview_of(2)}
+
+
+def test_previews_are_turned_on_and_off_between_two_steps(desk):
+    made = desk(gated=True).ready()
+    made.prepare(job="a", num_steps=9)
+    made.pipe.send(Admit("a"))
+    made.until(Stepping, "a")  # and now it stands at the gate
+    for on, other in ((True, "b"), (False, "c")):
+        made.pipe.send(Watch("a", on))
+        made.prepare(job=other)
+        made.until(Prepared, other)  # the watch was read before it
+        made.script.run_steps(2)
+        for _ in range(2):
+            made.until(Stepped, "a")
+    previews = set(previews_of(made, "a"))
+    assert 2 in previews  # the first step had begun before the watch
+    assert previews <= {2, 3}  # the third may have begun before its end, the fourth has not
+
+
+def test_a_watch_of_a_job_that_has_ended_does_not_last(shared):
+    assert isinstance(shared.run(job="v"), Finished)
+    for job in ("v", "nobody"):
+        shared.pipe.send(Watch(job, True))
+    shared.events.clear()
+    assert isinstance(shared.run(job="v"), Finished)
+    assert previews_of(shared, "v") == {}
+
+
+# likeness
+
+
+def test_how_alike_everybody_is_comes_with_the_pictures(shared):
+    finished = shared.run("alike 0.7 none", num_outputs=2, seed=5, measures_similarity=True)
+    assert finished.similarities == tuple(
+        (pytest.approx(0.7 + own_part(colour_of(seed))), None) for seed in (5, 6)
+    )
+
+
+def test_nobody_measures_what_was_not_asked_for(desk):
+    made = desk().ready()
+    assert made.run("alike 0.7").similarities == ()
+    assert made.script.lines("likeness") == []
+
+
+@pytest.mark.parametrize("fault", ["raise", "oom"])
+def test_a_likeness_that_cannot_be_measured_costs_no_picture(capfd, desk, fault):
+    made = desk().ready()
+    finished = made.run(f"{fault} over the likeness", num_outputs=2, measures_similarity=True)
+    assert isinstance(finished, Finished)
+    assert finished.similarities == ((None,), (None,))
+    assert len(made.stored()) == 2
+    assert isinstance(made.run(job="b"), Finished), "the next one runs"
+    logged = capfd.readouterr().err
+    assert [json.loads(line)["event"] for line in logged.splitlines()] == ["likeness not measured"]
+    assert SECRET not in logged
+
+
+def test_a_device_that_is_lost_over_the_likeness_has_delivered_its_pictures(desk):
+    made = desk().ready()
+    finished = made.run("lose the device over the likeness", measures_similarity=True)
+    assert isinstance(finished, Finished)
+    assert len(made.stored()) == 1
+    assert made.exit_code() == EXIT_FAULT
+    assert [event for event in made.events if isinstance(event, DeviceFault)]
+
+
 # cancels
 
 
@@ -512,6 +600,14 @@ def test_pictures_that_are_done_are_saved_although_the_device_is_lost(desk):
 
 
 # loading and ending
+
+
+def test_how_far_the_loading_is_comes_before_the_engine_and_is_in_the_log(desk, capfd):
+    made = desk(loaded_percent=43)
+    assert made.next() == Loading("FLUX transformer", 43)
+    assert isinstance(made.next(), EngineReady)
+    line = json.loads(capfd.readouterr().err)
+    assert (line["event"], line["part"], line["percent"]) == ("loading the engine", "FLUX transformer", 43)
 
 
 def test_a_ready_worker_says_what_engine_it_has(desk):

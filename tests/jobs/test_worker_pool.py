@@ -92,7 +92,7 @@ class Hall:
             Prepare(
                 job_id=job,
                 request=request,
-                photo=self.folder / "photo",
+                photos=(self.folder / "photo",),
                 output=OutputOptions(format="png"),
                 media_id=f"{ord(job):032x}",
             ),
@@ -205,8 +205,8 @@ async def test_stop_lets_workers_end_and_close_their_engines(hall):
 @told
 async def test_stop_kills_what_does_not_end_in_time(hall):
     async with hall() as it:
-        it.begin("stall at step 2")
-        await it.until(Stepped)
+        it.begin("stall at step 1")
+        await it.until(Stepping)  # from here on it takes no notice of anything
         started = time.monotonic()
         await it.pool.stop(0.1)
         assert 0.1 <= time.monotonic() - started < 5.0

@@ -14,7 +14,9 @@ from server.jobs.messages import (
     Cancel,
     FacesFound,
     Finished,
+    IdentityMade,
     JobFailed,
+    Loading,
     Prepare,
     Prepared,
     Preparing,
@@ -33,7 +35,9 @@ def watch():
 
 def prepare(job):
     request = GenerationRequest(prompt="p", seed=1)
-    return Prepare(job_id=job, request=request, photo=Path("p"), output=OutputOptions(), media_id="0" * 32)
+    return Prepare(
+        job_id=job, request=request, photos=(Path("p"),), output=OutputOptions(), media_id="0" * 32
+    )
 
 
 def tell(watch, *conversation, now=0.0):
@@ -105,6 +109,7 @@ def test_every_word_is_a_sign_of_life(watch, event):
 
 ANSWERS = [
     FacesFound(question_id="q", faces=(), width=1, height=1),
+    IdentityMade("q", b"an identity"),
     AskFailed("q", EngineFailed("x")),
 ]
 
@@ -133,6 +138,18 @@ def test_answers_do_not_hide_that_the_steps_of_a_job_have_stopped(watch, answer)
     stalled = []
     for now in range(1, 70):
         watch.said(answer, float(now))
+        stalled.append(watch.is_stalled(float(now)))
+    assert stalled.index(True) == 60
+
+
+def test_how_far_an_engine_is_loaded_is_no_work_and_no_sign_of_life_of_a_job(watch):
+    tell(watch, Loading("T5-XXL", 40))
+    assert not watch.has_work
+    tell(watch, prepare("a"))
+    watch.is_stalled(0.0)
+    stalled = []
+    for now in range(1, 70):
+        watch.said(Loading("T5-XXL", now), float(now))
         stalled.append(watch.is_stalled(float(now)))
     assert stalled.index(True) == 60
 

@@ -56,7 +56,7 @@ def test_jobs_that_are_prepared_beside_each_other_get_the_bytes_they_get_alone(w
         order = Prepare(
             job_id=name,
             request=replace(request, id_images=()),
-            photo=PHOTOS / f"{name}.jpg",
+            photos=(PHOTOS / f"{name}.jpg",),
             output=OutputOptions(format="png"),
             media_id=media[name],
         )

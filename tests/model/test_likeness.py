@@ -2,12 +2,15 @@
 
 import numpy as np
 import pytest
+import safetensors.torch
 
 from golden.chosen_faces import crowd
 from model.portraits import generate, photo, portrait
 from pulid.engine import Box, Person
 from pulid.identity.face_weights import vectron_analysis
+from pulid.identity.identity_file import FORMAT, VERSION
 from pulid.identity.likeness import mean_face, similarities, unit
+from server.cli.doctor import MIN_LIKENESS
 
 SAME_PERSON = 0.35  # cosine; of the tiny profile's recogniser
 PEOPLE = ("collins", "obama", "ardern")
@@ -104,6 +107,12 @@ def test_an_abstract_picture_is_like_nobody(engine, references):
 # ---- reference faces ----
 
 
+@pytest.mark.parametrize("other", ["collins", "ardern"])
+def test_strangers_are_far_below_what_the_doctor_asks_for(engine, references, other):
+    (alike,) = engine.likeness(photo(other), (references["obama"],))
+    assert alike < MIN_LIKENESS / 2
+
+
 def test_reference_faces_come_only_when_they_are_asked_for(engine):
     assert generate(engine, portrait("obama", num_steps=1)).reference_faces == ()
     assert generate(engine, portrait(None, num_steps=1, measures_similarity=True)).reference_faces == ()
@@ -155,3 +164,18 @@ def test_only_directions_count():
     assert mean_face([]) is None
     between = mean_face([unit(face) for face in found])
     assert between.tolist() == pytest.approx([0.4243, 0.5657, 0.7071], abs=1e-4)
+
+
+def test_a_person_whose_identity_file_has_no_face_keeps_their_place(engine, references):
+    tensors = safetensors.torch.load(engine.embed((photo("ardern"),)))
+    checkpoint = engine.info.details["identity_checkpoint"]
+    metadata = {"format": FORMAT, "version": VERSION, "checkpoint": checkpoint}
+    without_face = safetensors.torch.save({"id_embedding": tensors["id_embedding"]}, metadata)
+    people = (Person(identity=without_face), Person(photos=(0,)))
+    request = portrait(
+        None, id_images=(photo("obama"),), people=people, num_steps=1, measures_similarity=True
+    )
+    nobody, known = generate(engine, request).reference_faces
+    assert nobody is None
+    np.testing.assert_allclose(known, references["obama"], atol=1e-6)
+    assert engine.likeness(photo("obama"), (nobody, known)) == (None, pytest.approx(1, abs=1e-3))

@@ -1,5 +1,6 @@
 """Uploads become clean RGB pictures or ImageRejected; nothing else comes out, whatever goes in."""
 
+import contextlib
 import struct
 import zlib
 from io import BytesIO
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
 from pulid.errors import ImageRejected
-from server.security.image_decode import FORMATS, MIN_SIDE, decode_image
+from server.security.image_decode import FORMATS, MAX_MASK_SIDE, MIN_SIDE, decode_image, decode_mask
 
 WIDTH, HEIGHT = 48, 32
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 160, 0), (0, 0, 255), (255, 255, 255)
@@ -260,3 +261,50 @@ def test_a_mutated_picture_never_raises_anything_else(data):
         mutated[place] = value
     cut = data.draw(st.integers(0, len(mutated)) | st.just(len(mutated)))
     assert_decodes_or_is_rejected(bytes(mutated[:cut]))
+
+
+# masks
+
+
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_a_mask_is_gray_in_every_listed_format(file_format):
+    got = decode_mask(encoded(picture(), file_format))
+    want = np.asarray(picture().convert("L"))
+    assert_same_picture(got, want, levels=1 if file_format in LOSSLESS else 6)
+
+
+def test_a_mask_may_be_of_any_size_and_keeps_its_levels():
+    for shape in ((1, 1), (3, 50), (MAX_MASK_SIDE, 2)):
+        levels = np.arange(shape[0] * shape[1], dtype=np.uint8).reshape(shape)
+        assert np.array_equal(decode_mask(encoded(Image.fromarray(levels))), levels)
+
+
+def test_a_mask_is_turned_upright_and_its_16_bits_become_8():
+    levels = np.array([[0, 128], [255, 64]], np.uint8)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 3
+    turned = encoded(Image.fromarray(np.rot90(levels, 2).copy()), exif=exif)
+    assert np.array_equal(decode_mask(turned), levels)
+    deep = encoded(Image.fromarray(levels.astype(np.uint16) * 257))
+    assert np.array_equal(decode_mask(deep), levels)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "The mask is in no format this server reads"),
+        (encoded(picture())[:90], "The mask is damaged or incomplete"),
+        (encoded(Image.new("1", (5000, 5000))), "The mask has more than 16 megapixels"),
+        (encoded(picture(), "TIFF"), "JPEG, PNG, WEBP, GIF, BMP or AVIF"),
+    ],
+    ids=["nothing", "half", "large", "format"],
+)
+def test_a_mask_has_the_limits_of_photos_and_says_what_it_is(data, words):
+    with pytest.raises(ImageRejected, match=words):
+        decode_mask(data)
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_a_mask_or_refused(data):
+    with contextlib.suppress(ImageRejected):
+        assert decode_mask(data).ndim == 2

@@ -1,0 +1,106 @@
+// More photos of one person: added, removed, and how they become one identity. Kept in memory only.
+//
+// Knows nothing of the first photo but that it counts.
+
+import { announce, byId, el, inWords, radioIn, showBlob, showProblem } from "./dom.js";
+import { dataUri, fitting, sizeOf } from "./pictures.js";
+
+const FUSIONS = {
+  mean: ["Average", "Averaged: the calm choice."],
+  concat: ["Side by side", "The model attends to each photo; steps take a little longer."],
+};
+
+export class MorePhotos {
+  /** `most`: photos altogether; `fusion`: its parameter in the schema; `room`: bytes of text in a request. */
+  constructor({ most, fusion, room }, onChange) {
+    this.most = most - 1;
+    this.room = room;
+    this.onChange = onChange;
+    this.photos = []; // {blob, size, text}, in order
+    this.initial = fusion?.initial ?? null;
+    this.showFusions(fusion?.choices ?? []);
+    byId("more-files").addEventListener("change", () => this.takeFrom(byId("more-files")));
+    this.update();
+  }
+
+  showFusions(choices) {
+    this.radios = choices.map((value) => {
+      const [title, hint] = FUSIONS[value] ?? [inWords(value), ""];
+      const show = () => (byId("fusion-hint").textContent = hint);
+      const { radio, label } = radioIn({ name: "face_fusion", value }, show, title);
+      byId("fusions").append(label);
+      return radio;
+    });
+    this.setFusion(this.initial);
+  }
+
+  setFusion(value) {
+    for (const radio of this.radios) radio.checked = radio.value === value;
+    byId("fusion-hint").textContent = FUSIONS[value]?.[1] ?? "";
+  }
+
+  /** What the wire takes beside the photos; nothing where it is the default or means nothing. */
+  fusion() {
+    const chosen = this.radios.find((radio) => radio.checked)?.value;
+    return this.photos.length && chosen !== this.initial ? { face_fusion: chosen } : {};
+  }
+
+  async takeFrom(input) {
+    const files = [...input.files];
+    input.value = "";
+    this.showProblem("");
+    for (const file of files) await this.take(file);
+  }
+
+  async take(file) {
+    if (this.photos.length >= this.most) {
+      this.showProblem(`There may be ${this.most + 1} photos altogether.`);
+      return;
+    }
+    const size = await sizeOf(file);
+    if (size === null) {
+      this.showProblem(`${file.name} cannot be read as a picture. Choose a JPEG, PNG or WebP.`);
+      return;
+    }
+    const sent = await fitting({ blob: file, size }, this.room);
+    this.add({ ...sent, text: await dataUri(sent.blob) }, file);
+  }
+
+  add(photo, file) {
+    const image = el("img", { alt: file.name || `Photo ${this.photos.length + 2}` });
+    showBlob(image, file);
+    const attributes = { type: "button", class: "remove", "aria-label": `Remove ${image.alt}` };
+    const remove = el("button", attributes, "×");
+    const item = el("li", {}, image, remove);
+    remove.addEventListener("click", () => this.remove(photo, item));
+    byId("more-list").append(item);
+    this.photos.push(photo);
+    announce(`Photo ${file.name} added.`);
+    this.update();
+  }
+
+  remove(photo, item) {
+    const next = item.nextElementSibling ?? item.previousElementSibling;
+    item.remove();
+    this.photos.splice(this.photos.indexOf(photo), 1);
+    this.showProblem("");
+    this.update();
+    (next?.querySelector("button") ?? byId("more-files")).focus();
+  }
+
+  update() {
+    const count = this.photos.length;
+    byId("more-list").hidden = count === 0;
+    byId("fusion").hidden = count === 0;
+    byId("more-files").disabled = count >= this.most;
+    this.onChange();
+  }
+
+  showProblem(text) {
+    showProblem(byId("more-problem"), byId("more-files"), text);
+  }
+
+  focus() {
+    byId("more-files").focus();
+  }
+}

@@ -1,0 +1,123 @@
+"""More photos of one person, and the identity file of their face: saved, and used in the place of photos."""
+
+from __future__ import annotations
+
+import base64
+
+import httpx
+import pytest
+from playwright.sync_api import expect
+
+from browser.visitor import PHOTO, PICTURE_MS
+from live_server import PHOTOS
+
+
+def text_of(photo):
+    """As the page sends a JPEG."""
+    return f"data:image/jpeg;base64,{base64.b64encode(photo.read_bytes()).decode()}"
+
+
+def add(visitor, *photos):
+    visitor.page.get_by_label("Add photos").set_input_files(photos)
+
+
+def added(visitor):
+    return visitor.page.locator("#more-list li")
+
+
+def test_the_simple_case_shows_nothing_of_it(visitor):
+    for text in ("Add photos", "Use an identity file"):
+        expect(visitor.page.get_by_label(text)).to_be_hidden()
+    expect(visitor.page.locator("#people-list")).to_be_hidden()
+
+
+def test_more_photos_are_added_removed_and_sent_in_order(visitor):
+    visitor.asks_for_a_small_one(num_steps=1)
+    visitor.unfold_more()
+    add(visitor, PHOTOS / "collins.jpg", PHOTOS / "obama.jpg", PHOTO)
+    expect(added(visitor)).to_have_count(3)
+    visitor.button("Remove obama.jpg").click()
+    expect(visitor.button("Remove ardern.jpg")).to_be_focused()
+    sent = visitor.make()
+    assert sent["main_face_image"] == text_of(PHOTO)
+    assert sent["face_images"] == [text_of(PHOTOS / "collins.jpg"), text_of(PHOTO)]
+    assert "face_fusion" not in sent
+    visitor.gets_a_picture()
+    visitor.page.get_by_text("Parameters").click()
+    expect(visitor.page.locator(".facts")).to_contain_text("Photos3")
+
+
+def test_how_they_become_one_face_can_be_chosen(visitor):
+    visitor.asks_for_a_small_one(num_steps=1)
+    visitor.unfold_more()
+    choice = visitor.page.get_by_role("radio", name="Side by side")
+    expect(choice).to_be_hidden()
+    add(visitor, PHOTOS / "collins.jpg")
+    choice.check()
+    assert visitor.make()["face_fusion"] == "concat"
+    visitor.gets_a_picture()
+
+
+def test_there_may_be_eight_photos_altogether(visitor):
+    visitor.choose()
+    visitor.unfold_more()
+    add(visitor, *[PHOTO] * 8)
+    expect(added(visitor)).to_have_count(7)
+    expect(visitor.page.locator("#more-problem")).to_have_text("There may be 8 photos altogether.")
+    expect(visitor.page.get_by_label("Add photos")).to_be_disabled()
+
+
+def test_a_face_picked_in_the_first_photo_is_said_to_count_for_all(visitor, couple):
+    visitor.choose(couple)
+    visitor.unfold_more()
+    add(visitor, PHOTO)
+    visitor.page.get_by_role("radio", name="Face 2 of 2").check()
+    expect(visitor.page.locator("#more-note")).to_contain_text("Face 2 is then taken in each of these photos")
+
+
+@pytest.mark.parametrize("photos", [[], [PHOTOS / "collins.jpg"]], ids=["one photo", "two photos"])
+def test_an_identity_file_paints_what_its_photos_paint(visitor, tmp_path, photos):
+    visitor.asks_for_a_small_one(num_steps=2, seed=7)
+    visitor.unfold_more()
+    if photos:
+        add(visitor, *photos)
+        expect(added(visitor)).to_have_count(1)
+    visitor.make()
+    by_photo = visitor.gets_a_picture().get_attribute("src")
+    with visitor.page.expect_download() as download:
+        visitor.button("Save this face as a file").click()
+    assert download.value.suggested_filename == "identity.safetensors"
+    file = tmp_path / "identity.safetensors"
+    download.value.save_as(file)
+    expect(visitor.page.get_by_text("Saved as identity.safetensors.")).to_be_visible()
+    visitor.page.get_by_label("Use an identity file").set_input_files(file)
+    expect(visitor.page.locator("#photo-name")).to_contain_text("identity.safetensors")
+    expect(visitor.button("Save this face as a file")).to_be_disabled()
+    sent = visitor.make()
+    assert base64.b64decode(sent["identity"]) == file.read_bytes()
+    assert not sent.keys() & {"main_face_image", "face_images", "face_index", "face_fusion"}
+    expect(visitor.portraits()).to_have_count(2)
+    by_file = visitor.gets_a_picture().get_attribute("src")
+    assert by_file != by_photo
+    assert httpx.get(by_file, trust_env=False).content == httpx.get(by_photo, trust_env=False).content
+    assert sent["identity"][:60] not in visitor.everything_kept()
+
+
+def test_a_file_that_is_no_identity_is_told_beside_it(visitor, tmp_path):
+    visitor.asks_for_a_small_one(num_steps=1)
+    (tmp_path / "other.safetensors").write_bytes(b"no identity at all")
+    visitor.unfold_more()
+    visitor.page.get_by_label("Use an identity file").set_input_files(tmp_path / "other.safetensors")
+    visitor.make()
+    expect(visitor.page.get_by_role("heading", name="No picture this time")).to_be_visible(timeout=PICTURE_MS)
+    expect(visitor.problem_with("main_face_image")).to_contain_text("identity")
+    expect(visitor.button("Change")).to_be_focused()
+
+
+def test_a_face_that_cannot_be_read_is_told_where_it_was_to_be_saved(visitor, nobody):
+    visitor.expected = {400}
+    visitor.choose(nobody)
+    visitor.unfold_more()
+    visitor.button("Save this face as a file").click()
+    expect(visitor.problem_with("main_face_image")).to_contain_text("No face found.")
+    expect(visitor.button("Save this face as a file")).to_be_enabled()
