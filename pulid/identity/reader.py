@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+
 from pulid.cache import LruCache
 from pulid.engine import FaceChoice, Fusion, Person, RgbImage
 from pulid.errors import BadRequest, about_photo
@@ -77,7 +79,10 @@ class IdentityReader:
 
 
 def content_of(photo: RgbImage) -> bytes:
-    return hashlib.blake2b(photo.tobytes(), key=str(photo.shape).encode(), digest_size=16).digest()
+    """What two photos share only if every pixel is the same. SHA-256: processors have it in hardware."""
+    digest = hashlib.sha256(str(photo.shape).encode())
+    digest.update(np.ascontiguousarray(photo).data)
+    return digest.digest()
 
 
 def check_people(people: Sequence[Person], photos: int) -> None:
