@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import server
-from server.cli import keys, weights
+from server.cli import bench, keys, weights
 from server.cli.doctor import doctor
 from server.cli.evaluate import evaluate
 from server.cli.generate import generate
@@ -42,3 +42,4 @@ app.command()(evaluate)
 app.command()(doctor)
 app.add_typer(keys.app, name="keys")
 app.add_typer(weights.app, name="weights")
+app.add_typer(bench.app, name="bench")

@@ -1,0 +1,246 @@
+"""The rows of the bench: four ways to denoise the same request with the same weights.
+
+    reference   the reference's arithmetic, eagerly (bench/reference.py)
+    peer        diffusers' model, PuLID by forward hooks, blocks and cross-attentions under torch.compile
+    plain       this project's engine without an identity: what FLUX alone costs
+    ours-NAME   this project's engine with the profile NAME, driven as the worker drives it
+
+A row gets a request and gives a loop; whoever times it is told at the loop's end (`on_end`), before
+anything is decoded. Afterwards it has the pictures. Knows no clock and no table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from bench.random_model import Given, engine_of, given_to, shell
+from bench.reference import DOUBLE_INTERVAL, SINGLE_INTERVAL, ReferenceFlux
+from bench.reference import denoise as reference_loop
+from pulid.engine import GenerationRequest, RgbImage
+from pulid.flux import latents
+from pulid.parts import Parts
+from pulid.pipeline import PulidFluxEngine
+from pulid.profiles import SpeedProfile
+
+OnEnd = Callable[[], None]
+Loop = Callable[[OnEnd], Tensor]  # one whole denoising; gives the packed latents
+
+JOB = "bench"
+GRAPHS = 256  # of one function that may be compiled: one for each size and place of a block
+
+
+class Row(Protocol):
+    name: str
+    has_identity: bool
+
+    def loop(self, request: GenerationRequest) -> Loop:
+        """What is timed. Photo and prompt have been read; the identity is not folded yet."""
+        ...
+
+    def pictures(self, packed: Tensor, request: GenerationRequest) -> Sequence[RgbImage]:
+        """Decoded from what the last loop gave."""
+        ...
+
+
+@dataclass
+class Reference:
+    flux: ReferenceFlux
+    donor: PulidFluxEngine  # reads photo and prompt
+    name: str = "reference"
+    has_identity: bool = True
+
+    def loop(self, request: GenerationRequest) -> Loop:
+        given = given_to(self.donor, request)
+
+        @torch.inference_mode()
+        def run(on_end: OnEnd) -> Tensor:
+            packed = reference_loop(self.flux, given)
+            on_end()
+            return packed
+
+        return run
+
+    def pictures(self, packed: Tensor, request: GenerationRequest) -> Sequence[RgbImage]:
+        return decoded_eagerly(self.donor, packed, request)
+
+
+@dataclass
+class Peer:
+    """What a careful user of diffusers would build."""
+
+    transformer: nn.Module
+    attentions: nn.ModuleList
+    donor: PulidFluxEngine
+    backend: str  # of torch.compile
+    name: str = "peer"
+    has_identity: bool = True
+    _seen: tuple[Tensor, float] | None = field(default=None, init=False)  # identity tokens and their weight
+
+    def __post_init__(self) -> None:
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS)
+        counter = 0
+        for blocks, interval in (
+            (self.transformer.transformer_blocks, DOUBLE_INTERVAL),
+            (self.transformer.single_transformer_blocks, SINGLE_INTERVAL),
+        ):
+            for number, block in enumerate(blocks):
+                self._compile(block)
+                if number % interval == 0:
+                    block.register_forward_hook(self._hook(self.attentions[counter]))
+                    counter += 1
+        for attention in self.attentions:
+            self._compile(attention)
+
+    def _compile(self, module: nn.Module) -> None:
+        """Its `forward`, so that hooks stay outside; one graph for a size."""
+        module.forward = torch.compile(module.forward, backend=self.backend, fullgraph=True, dynamic=False)
+
+    def _hook(self, attention: nn.Module) -> Callable[..., Any]:
+        def add_identity(module: nn.Module, inputs: Any, output: tuple[Tensor, Tensor]) -> Any:
+            if self._seen is None:
+                return None
+            text, image = output
+            identity, weight = self._seen
+            return text, image + weight * attention(identity, image)
+
+        return add_identity
+
+    def loop(self, request: GenerationRequest) -> Loop:
+        given = given_to(self.donor, request)
+
+        @torch.inference_mode()
+        def run(on_end: OnEnd) -> Tensor:
+            packed = self._denoise(given)
+            on_end()
+            return packed
+
+        return run
+
+    def pictures(self, packed: Tensor, request: GenerationRequest) -> Sequence[RgbImage]:
+        return decoded_eagerly(self.donor, packed, request)
+
+    def _denoise(self, given: Given) -> Tensor:
+        x = given.noise
+        for t_now, t_next in zip(given.times[:-1], given.times[1:], strict=True):
+            predicted = self._velocity(x, t_now, given, given.text, given.pooled, given.identity)
+            if given.negative is not None:
+                negative = self._velocity(x, t_now, given, *given.negative)
+                predicted = negative + given.true_cfg * (predicted - negative)
+            x = x + (t_next - t_now) * predicted
+        return x
+
+    def _velocity(
+        self, x: Tensor, t: float, given: Given, text: Tensor, pooled: Tensor, identity: Tensor | None
+    ) -> Tensor:
+        rows = x.shape[0]
+        self._seen = None if identity is None else (identity.expand(rows, -1, -1), given.id_weight)
+        return self.transformer(
+            hidden_states=x,
+            encoder_hidden_states=text.expand(rows, -1, -1),
+            pooled_projections=pooled.expand(rows, -1),
+            timestep=torch.full((rows,), t, dtype=x.dtype, device=x.device),
+            guidance=torch.full((rows,), given.guidance, dtype=x.dtype, device=x.device),
+            img_ids=given.image_ids,
+            txt_ids=latents.text_ids(text.shape[1], x.device),
+            return_dict=False,
+        )[0]
+
+
+@dataclass
+class Ours:
+    """The engine itself: admitted, stepped, and listened to at the end of the last step."""
+
+    engine: PulidFluxEngine
+    name: str
+    has_identity: bool = True
+    _images: Sequence[RgbImage] = field(default=(), init=False)
+
+    def loop(self, request: GenerationRequest) -> Loop:
+        if not self.has_identity:
+            request = replace(request, id_images=())
+        prepared = self.engine.prepare(request)
+        done: list[Tensor] = []
+
+        def run(on_end: OnEnd) -> Tensor:
+            def at_step_end(flight: Any) -> None:
+                if flight.is_done:
+                    on_end()
+                    done[:] = [flight.latents.clone()]  # the engine may use its memory again
+
+            self.engine.admit(JOB, prepared)  # folds the identity and draws the noise: part of the loop
+            self.engine.flight(JOB).on_step_end = at_step_end
+            while events := self.engine.step():
+                for event in events:
+                    if event.error is not None:
+                        raise event.error
+                    if event.result is not None:
+                        self._images = event.result.images
+            return done[0]
+
+        return run
+
+    def pictures(self, packed: Tensor, request: GenerationRequest) -> Sequence[RgbImage]:
+        return self._images  # the engine has decoded them in its last step
+
+
+@torch.inference_mode()
+def decoded_eagerly(
+    engine: PulidFluxEngine, packed: Tensor, request: GenerationRequest
+) -> Sequence[RgbImage]:
+    """As the reference does it: the autoencoder in float32, under autocast where the latents are bfloat16."""
+    autoencoder = engine.parts.networks.autoencoder
+    size = request.height, request.width
+    return [
+        image
+        for row in packed.split(1)
+        for image in latents.to_uint8(latents.decode(autoencoder, row, *size, packed.dtype))
+    ]
+
+
+def rows_of(
+    parts: Parts,
+    profiles: Sequence[SpeedProfile],
+    device: torch.device,
+    *,
+    backend: str,
+    names: Sequence[str] = (),
+) -> dict[str, Row]:
+    """All rows, or those of these names, in the order of the table."""
+    engines = {profile.name: engine_of(parts, profile, device) for profile in profiles}
+    donor = next(iter(engines.values()))
+    dtype = next(parts.networks.transformer.parameters()).dtype
+    attentions = parts.networks.identity_attentions
+    makers: dict[str, Callable[[], Row]] = {
+        "reference": lambda: Reference(
+            ReferenceFlux(parts.networks.transformer, shell(attentions), dtype), donor
+        ),
+        "peer": lambda: Peer(shell(parts.networks.transformer), shell(attentions), donor, backend),
+        "plain": lambda: Ours(donor, "plain", has_identity=False),
+    }
+    for name, engine in engines.items():
+        makers[f"ours-{name}"] = lambda name=name, engine=engine: Ours(engine, f"ours-{name}")
+    return {name: make() for name, make in makers.items() if not names or name in names}
+
+
+def turns(names: Sequence[str], repeats: int) -> Iterator[str]:
+    """A B C D, D C B A, A B C D, ...: what drifts in the course of a run falls on all rows alike."""
+    for number in range(repeats):
+        yield from names if number % 2 == 0 else reversed(names)
+
+
+@contextmanager
+def graphs_counted() -> Iterator[Callable[[], int]]:
+    """Gives a function that tells how many graphs torch has compiled since."""
+    from torch._dynamo.utils import counters
+
+    def total() -> int:
+        return counters["stats"]["unique_graphs"]
+
+    before = total()
+    yield lambda: total() - before

@@ -1,0 +1,132 @@
+"""The GPU scripts run to their end on any machine, go on where they stopped, and tell what they did."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from bench import accuracy, denoise, record
+from bench.cases import Case
+from bench.device import is_number, summary_of
+from bench.record import PartFile
+from bench.restart import first_runs, measure_restarts
+
+TINY = ("--device=cpu", "--scale=tiny", "--budget=1e9")
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """`run(script, flags)` -> exit code, last line of the output, everything on standard error."""
+
+    def call(script, *flags):
+        monkeypatch.setattr(sys, "argv", ["bench", *flags, f"--results={tmp_path}"])
+        code = script.main()
+        out, err = capsys.readouterr()
+        return code, json.loads(out.splitlines()[-1]), err
+
+    return call
+
+
+def test_parts_are_measured_and_a_second_call_goes_on_behind_them(run, tmp_path):
+    flags = (*TINY, "--part=headline", "--part=cfg", "--part=whole", "--repeats=2")
+    code, line, _ = run(denoise, *flags)
+    assert code == 0
+    assert line["complete"]
+    assert list(line["parts"]) == ["headline", "cfg", "whole"]
+    file = json.loads(next(tmp_path.glob("denoise-tiny-headline-cpu-*.json")).read_text())
+    case = file["cases"]["896x1152"]
+    names = ["reference", "peer", "plain", "ours-tiny"]
+    assert case["order"] == names + names[::-1]
+    assert list(case["rows"]) == names
+    for told in case["rows"].values():
+        assert len(told["times_s"]) == 2
+        assert told["graphs_after_warm_up"] == 0
+        assert told["share_of_matmul_peak_percent"] > 0
+        assert told["kernels_of_2_steps"]["attention_backend"] == "flash"
+    assert max(case["apart_from_reference"].values()) < 1e-5
+    assert file["commit"] == record.git("rev-parse", "--short", "HEAD")
+
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    code, again, err = run(denoise, *flags)
+    assert (code, again) == (0, line)
+    assert err.count("is there already") == 3
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_what_does_not_fit_into_the_budget_is_not_begun(run, tmp_path):
+    code, line, err = run(denoise, *TINY[:2], "--budget=0", "--part=small")
+    assert code == denoise.MORE_TO_DO
+    assert not line["complete"]
+    assert "not begun" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_result_of_other_sources_or_settings_does_not_count(tmp_path, monkeypatch):
+    file = PartFile.open(tmp_path, "denoise-small-x", {"repeats": 3})
+    file.cases["512x512"] = {"rows": {}}
+    file.write()
+    assert PartFile.open(tmp_path, "denoise-small-x", {"repeats": 3}).cases
+    assert not PartFile.open(tmp_path, "denoise-small-x", {"repeats": 4}).cases
+    monkeypatch.setattr(record, "sources", lambda: "other")
+    assert not PartFile.open(tmp_path, "denoise-small-x", {"repeats": 3}).cases
+
+
+def test_accuracy_is_told_against_the_reference(run, monkeypatch):
+    monkeypatch.setattr(accuracy, "CASES", (Case(width=512, height=512, repeats=1),))
+    code, line, _ = run(accuracy, "--device=cpu", "--scale=tiny")
+    assert code == 0
+    errors = line["cases"]["512x512"]["relative_errors"]
+    assert list(errors) == ["reference", "peer", "ours-tiny"]
+    assert all(1e-4 < error < 0.05 for found in errors.values() for error in found)
+
+
+def test_an_error_beyond_the_bound_ends_with_1(run, monkeypatch):
+    monkeypatch.setattr(accuracy, "CASES", (Case(width=512, height=512, repeats=1),))
+    monkeypatch.setattr(accuracy, "BOUND", 0.1)
+    assert run(accuracy, "--device=cpu", "--scale=tiny")[0] == 1
+
+
+def test_a_restart_is_two_processes_with_one_compile_cache():
+    child = """
+import json, os, pathlib
+mark = pathlib.Path(os.environ["TORCHINDUCTOR_CACHE_DIR"], "mark")
+first = 1.0 if mark.exists() else 9.0
+mark.touch()
+print(json.dumps({"loaded_s": 2.0, "rows": {"peer": {"first_s": first, "then_s": 0.5}}}))
+"""
+    told = measure_restarts(["-c", child], lambda text: None)
+    assert told["rows"] == {"peer": {"cold_first_s": 9.0, "warm_first_s": 1.0, "then_s": 0.5}}
+
+
+def test_a_child_tells_its_first_runs(tiny_bench):
+    bench = denoise.Bench(denoise.arguments().parse_args(TINY[:2]))
+    told = first_runs(Case(num_steps=2, rows=("ours",)), bench.setup(["ours-tiny"]), denoise.STARTED)
+    assert list(told["rows"]) == ["ours-tiny"]
+    assert told["rows"]["ours-tiny"]["first_s"] > 0
+
+
+@pytest.mark.parametrize("command", [("denoise.py",), ("accuracy.py", "--device=cpu")], ids=str)
+def test_where_the_full_size_cannot_run_the_script_says_what_to_do(command):
+    script, *flags = command
+    done = subprocess.run(
+        [sys.executable, f"bench/{script}", *flags],
+        cwd=record.ROOT,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith("For a check of the script: --device cpu --scale tiny.")
+
+
+def test_readings_of_nvidia_smi_are_summed_up():
+    samples = [{"clocks.sm": "1980", "power.draw": "[N/A]"}, {"clocks.sm": "1785", "power.draw": "612.5"}, {}]
+    assert summary_of(samples) == {
+        "samples": 3,
+        "clocks.sm": [1785.0, 1882.5, 1980.0],
+        "power.draw": [612.5, 612.5, 612.5],
+    }
+    assert not is_number("[Not Supported]")
