@@ -49,6 +49,14 @@ class ReportFolder:
             folder._begin(manifest, columns)
             yield folder
 
+    @contextmanager
+    def as_written(self) -> Iterator[None]:
+        """Around what makes sense of the files here. Raises InvalidParameters where somebody changed them."""
+        try:
+            yield
+        except (KeyError, TypeError, ValueError, csv.Error) as exc:
+            raise _damaged(self.root) from exc
+
     def rows(self) -> list[dict[str, str]]:
         """Of results.csv, as text."""
         return list(csv.DictReader(io.StringIO((self.root / _RESULTS).read_text("utf-8"))))
@@ -136,8 +144,8 @@ def _parsed(manifest: Path) -> Any:
         raise _damaged(manifest) from exc
 
 
-def _damaged(manifest: Path) -> InvalidParameters:
-    return wrong("out", f"{manifest} is no longer what this command wrote. Give another folder with --out.")
+def _damaged(path: Path) -> InvalidParameters:
+    return wrong("out", f"{path} is no longer what this command wrote. Give another folder with --out.")
 
 
 def _csv_line(values: Sequence[object]) -> bytes:

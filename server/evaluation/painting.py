@@ -36,9 +36,10 @@ class Evaluation:
         self._folder = folder
         self._about = about
         self._max_megapixels = max_megapixels
-        self._results = results_of(plan, folder.rows())
-        known = folder.photo_facts()
-        self._facts = None if known is None else PhotoFacts.from_json(known)
+        with folder.as_written():
+            self._results = results_of(plan, folder.rows())
+            known = folder.photo_facts()
+            self._facts = None if known is None else PhotoFacts.from_json(known)
 
     @property
     def needs_engine(self) -> bool:

@@ -250,6 +250,7 @@ class JobRunner:
         del self.live[job.id]
         self._unfinished_of[job.record.key] -= 1
         self._dispatcher.forget(job)
+        self._spawn(self._storage.delete_body(job.id))  # photos that were faster than the refusal
         self._count()
 
     def begin(self, job: LiveJob, parsed: ParsedBody) -> None:

@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
+import anyio
 import anyio.to_thread
 
 from pulid.engine import EngineInfo, FaceChoice, Fusion, RgbImage
@@ -40,6 +41,7 @@ from server.metrics import JobMetrics
 from server.tracing import RequestTrace
 
 UNPARSABLE = "unparsable_body"  # the code of a body that is no JSON object at all
+PARSES_AT_ONCE = 4  # of all callers: a large mask takes 200 MB while it is decoded
 
 
 class JobService:
@@ -74,6 +76,7 @@ class JobService:
             on_lost=on_lost,
         )
         self._draining = False
+        self._parsing = anyio.CapacityLimiter(PARSES_AT_ONCE)
 
     # life
 
@@ -201,7 +204,7 @@ class JobService:
             media_id=secrets.token_hex(16),
         )
         try:
-            parsed = await anyio.to_thread.run_sync(self._parse, body)
+            parsed = await anyio.to_thread.run_sync(self._parse, body, limiter=self._parsing)
         except PulidError as exc:
             if api == "v1" or self._limits.v2_strict or exc.code == UNPARSABLE:
                 raise

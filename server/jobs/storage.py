@@ -160,6 +160,10 @@ class JobStorage:
     async def read_body(self, job_id: str) -> bytes:
         return await anyio.to_thread.run_sync(self._bodies.read, job_id)
 
+    async def delete_body(self, job_id: str) -> None:
+        """What is there of the body and the photos of a job that has no row."""
+        await self._db(self._bodies.delete, job_id)
+
     async def write_photo(
         self, job_id: str, number: int, source: Callable[[], bytes], *, is_wanted: Callable[[], bool]
     ) -> StoreFailed | None:

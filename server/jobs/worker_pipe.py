@@ -12,18 +12,22 @@ import pickle
 import socket
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import cast
 
 from server.jobs.messages import ToWorker, WorkerEvent
 
 _LENGTH = struct.Struct("!i")  # as Connection writes it for what is shorter than 2 GiB
+_AT_ONCE = 2**16  # bytes
 
 
 class WorkerPipe(asyncio.Protocol):
     """Calls `hear` for each event, in order; `ended` is done after the last of them."""
 
-    def __init__(self, hear: Callable[[WorkerEvent], None]) -> None:
+    def __init__(self, ours: socket.socket, hear: Callable[[WorkerEvent], None]) -> None:
+        self._rest = ours.dup()  # the transport's own is closed with it
+        self._rest.setblocking(False)
         self._hear = hear
         self._loop = asyncio.get_running_loop()
         self._received = bytearray()
@@ -32,7 +36,7 @@ class WorkerPipe(asyncio.Protocol):
     @classmethod
     async def over(cls, ours: socket.socket, hear: Callable[[WorkerEvent], None]) -> WorkerPipe:
         """The pipe over one end of `pair`, which it owns from now on."""
-        _, pipe = await asyncio.get_running_loop().create_unix_connection(lambda: cls(hear), sock=ours)
+        _, pipe = await asyncio.get_running_loop().create_unix_connection(lambda: cls(ours, hear), sock=ours)
         return pipe
 
     def send(self, message: ToWorker) -> None:
@@ -57,8 +61,17 @@ class WorkerPipe(asyncio.Protocol):
             self._loop.call_soon(self._hear, event)  # what goes wrong there does not end the pipe
 
     def connection_lost(self, exc: Exception | None) -> None:  # perhaps in the middle of an event
-        if not self.ended.done():
-            self.ended.set_result(None)
+        try:
+            self._read_rest()
+        finally:
+            if not self.ended.done():
+                self.ended.set_result(None)
+
+    def _read_rest(self) -> None:
+        """A write that finds the other end closed ends the transport; what was said before lies unread."""
+        with self._rest, suppress(OSError):
+            while data := self._rest.recv(_AT_ONCE):
+                self.data_received(data)
 
     def _next_event(self) -> WorkerEvent | None:
         if len(self._received) < _LENGTH.size:

@@ -40,7 +40,7 @@ from server.jobs.worker import WorkerSetup, run_worker
 from server.jobs.worker_pipe import WorkerPipe, pair
 from server.jobs.worker_watch import WorkerWatch
 from server.loading import CreateEngine
-from server.logs import get_logger
+from server.logs import get_logger, trace_of
 from server.settings import LogFormat, LogLevel
 
 log = get_logger("pool")
@@ -102,6 +102,8 @@ class WorkerProcess:
             exit_code = await asyncio.to_thread(self._collect)
         except OSError as exc:
             log.error("worker process could not be started", device=self._setup.device, error=exc.strerror)
+        except Exception as exc:  # a seat whose worker nobody hears of would wait for ever
+            log.error("worker process fault", device=self._setup.device, **trace_of(exc))
         self._ended(exit_code)
 
     async def _talk(self, ours: socket.socket) -> None:

@@ -9,6 +9,7 @@ Does not know: where the bytes came from, faces, base64. Colour profiles are not
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -27,6 +28,11 @@ MIN_SIDE = 16  # pixels
 MAX_MEGAPIXELS = 60.0
 MAX_MASK_MEGAPIXELS = 16.0  # far above any canvas; it is decoded beside the answers to other calls
 MAX_MASK_SIDE = 384  # pixels that are kept: four for each token of the largest canvas
+MAX_SCANS = 100  # of one JPEG; ten are usual. Each costs the time of all its pixels, and 50 bytes may be one
+MAX_SEGMENTS = 10_000  # of one JPEG, scans and all; some hundred with a large colour profile
+
+_JPEG_START, _JPEG_END, _JPEG_SCAN = b"\xff\xd8", 0xD9, 0xDA
+_JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")  # of those that say their length, and the end
 
 # EXIF orientation -> what brings the picture upright. 1 is upright.
 _UPRIGHT = {
@@ -41,7 +47,7 @@ _UPRIGHT = {
 
 
 def check_image(data: bytes, *, max_megapixels: float = MAX_MEGAPIXELS) -> None:
-    """Judge a picture by its header, in a millisecond. Raises ImageRejected as `decode_image` does."""
+    """Judge a picture without decoding it, in milliseconds. Raises ImageRejected as `decode_image` does."""
     with _as_rejections(max_megapixels):
         _opened(data, max_megapixels)
 
@@ -50,7 +56,8 @@ def decode_image(data: bytes, *, max_megapixels: float = MAX_MEGAPIXELS) -> RgbI
     """The first frame of an encoded picture as uint8 (height, width, 3).
 
     Raises ImageRejected, before decoding, when the format is not in FORMATS, a side is below
-    MIN_SIDE or the picture is larger than `max_megapixels` (or than Pillow itself thinks safe).
+    MIN_SIDE, the picture is larger than `max_megapixels` (or than Pillow itself thinks safe), or a
+    JPEG has more than MAX_SCANS scans or MAX_SEGMENTS segments.
     """
     with _as_rejections(max_megapixels):
         image = _opened(data, max_megapixels)
@@ -76,10 +83,26 @@ def decode_mask(data: bytes, *, max_megapixels: float = MAX_MASK_MEGAPIXELS) -> 
 def _opened(
     data: bytes, max_megapixels: float, *, min_side: int = MIN_SIDE, what: str = "photo"
 ) -> Image.Image:
+    if data.startswith(_JPEG_START) and _is_laborious(data):
+        raise _damaged(what)
     image = Image.open(BytesIO(data), formats=FORMATS)
     # Above its own limit Pillow only warns of a bomb; here that is a refusal.
     _check_size(image, min_side, min(max_megapixels * 1e6, Image.MAX_IMAGE_PIXELS or math.inf), what)
     return image
+
+
+def _is_laborious(jpeg: bytes) -> bool:
+    """A decoder goes over all pixels once for each scan: a small file could keep it busy for hours."""
+    scans, position = 0, len(_JPEG_START)
+    for _ in range(MAX_SEGMENTS):
+        marker = _JPEG_MARKER.search(jpeg, position)
+        if marker is None or marker[1][0] == _JPEG_END:
+            return False
+        scans += marker[1][0] == _JPEG_SCAN
+        if scans > MAX_SCANS:
+            return True
+        position = marker.end() + int.from_bytes(jpeg[marker.end() : marker.end() + 2], "big")
+    return True
 
 
 @contextmanager
@@ -95,7 +118,7 @@ def _as_rejections(max_megapixels: float, what: str = "photo") -> Iterator[None]
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
         raise _too_large(max_megapixels * 1e6, what) from exc
     except Exception as exc:  # a broken file makes Pillow's decoders raise almost anything
-        raise ImageRejected(f"The {what} is damaged or incomplete. Save it again and resend it.") from exc
+        raise _damaged(what) from exc
 
 
 def _check_size(image: Image.Image, min_side: int, max_pixels: float, what: str) -> None:
@@ -107,6 +130,10 @@ def _check_size(image: Image.Image, min_side: int, max_pixels: float, what: str)
         )
     if width * height > max_pixels:
         raise _too_large(max_pixels, what)
+
+
+def _damaged(what: str) -> ImageRejected:
+    return ImageRejected(f"The {what} is damaged or incomplete. Save it again and resend it.")
 
 
 def _too_large(max_pixels: float, what: str) -> ImageRejected:

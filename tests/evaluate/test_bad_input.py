@@ -162,3 +162,22 @@ def test_a_report_whose_settings_were_edited_is_left_alone(evaluate, engine, rep
     done = evaluate(*SMALL)
     assert done.exit_code == 2
     assert "evaluation.json is no longer what this command wrote" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("photos.json", "{"),
+        ("photos.json", "[]"),
+        ("results.csv", "a,b\n1,2\n"),
+        ("results.csv", "cell,picture,cosine,seconds\np01-f01-g01-s0,a.png,high,1\n"),
+        ("results.csv", "cell,picture,cosine,seconds\np01-f01-g01-s0\n"),
+    ],
+)
+def test_a_report_whose_results_were_edited_is_left_alone(evaluate, engine, report, name, text):
+    assert evaluate(*SMALL).exit_code == 0
+    (report / name).write_text(text)
+    done = evaluate(*SMALL)
+    assert done.exit_code == 2
+    assert "no longer what this command wrote" in done.stderr
+    assert (report / name).read_text() == text

@@ -172,6 +172,19 @@ async def test_a_job_that_is_cancelled_while_its_photo_is_written_leaves_none(st
         await until(lambda: not list(data_of(here).bodies.iterdir()))
 
 
+@linux_only
+@scenario
+async def test_photos_that_found_room_before_their_body_found_none_are_deleted(start):
+    large = noise_photo(2000)
+    async with start() as here:
+        with files_up_to(len(large) // 2):
+            for _ in range(3):  # a small photo is on the disk long before the body has failed
+                with pytest.raises(StoreFailed):
+                    await here.submit(photos=[here.photo, large])
+        await until(lambda: not list(data_of(here).bodies.iterdir()))
+        assert here.service.unfinished_of("") == 0
+
+
 # bodies
 
 

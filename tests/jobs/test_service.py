@@ -6,6 +6,8 @@ import os
 import resource
 import signal
 import sys
+import threading
+import time
 from dataclasses import replace
 
 import anyio
@@ -17,6 +19,7 @@ from fakes import paint
 from jobs.serving import PATIENCE_S, PHOTO, PICTURE, data_of, parse, scenario, serving, stored_states, until
 from pulid.errors import BadRequest, Busy
 from server.jobs.job import IdempotencyConflict, JobNotFound, JobState, NotReady
+from server.jobs.service import PARSES_AT_ONCE
 from server.jobs.storage import TRY_AGAIN_S, JobStorage
 from server.security.image_decode import decode_image
 
@@ -83,6 +86,25 @@ async def test_a_wrong_body_is_refused_in_v1_and_a_failed_job_in_v2(start):
         assert (record.state, record.error, record.tries) == (JobState.FAILED, "no good", 0)
         with pytest.raises(BadRequest, match="not JSON"):
             await here.service.submit(b"nonsense", key="", api="v2", deadline_s=1)
+
+
+@scenario
+async def test_few_bodies_are_parsed_at_a_time(start):
+    now, most, lock = 0, 0, threading.Lock()
+
+    def counted(body):
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        time.sleep(0.02)
+        with lock:
+            now -= 1
+        return parse(body)
+
+    async with start(parse=counted) as here:
+        await asyncio.gather(*(here.submit() for _ in range(4 * PARSES_AT_ONCE)))
+        assert 1 < most <= PARSES_AT_ONCE
 
 
 @scenario

@@ -251,6 +251,13 @@ async def test_sending_never_blocks_even_when_nobody_reads(hall):
 
 
 @told
+async def test_a_worker_that_cannot_even_be_started_is_a_death_too(hall):
+    async with hall(create_engine=lambda device, progress=None: None, ready=False) as it:  # no pickle of it
+        assert (await it.until(WorkerDied)).exit_code is None
+        await it.until(PoolBroken)
+
+
+@told
 async def test_a_crash_in_a_step_is_charged_to_the_job_that_ran(hall):
     async with hall() as it:
         it.begin("crash at step 3", num_steps=5)

@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
 from pulid.errors import ImageRejected
-from server.security.image_decode import FORMATS, MAX_MASK_SIDE, MIN_SIDE, decode_image, decode_mask
+from server.security.image_decode import (
+    FORMATS,
+    MAX_MASK_SIDE,
+    MAX_SCANS,
+    MIN_SIDE,
+    check_image,
+    decode_image,
+    decode_mask,
+)
 
 WIDTH, HEIGHT = 48, 32
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 160, 0), (0, 0, 255), (255, 255, 255)
@@ -41,6 +49,33 @@ def assert_same_picture(got, want, levels):
     assert got.dtype == np.uint8
     assert got.shape == want.shape
     assert np.abs(got.astype(int) - want.astype(int)).mean() <= levels
+
+
+def jpeg_of_scans(count):
+    """Progressive, its last scan again and again: valid to every decoder, and work for each of them."""
+    whole = encoded(picture().convert("L"), "JPEG", progressive=True)
+    start = whole.rindex(b"\xff\xc4")  # its Huffman table, then the scan
+    before, scan = whole[:start], whole[start:-2]
+    return before + scan * (count - before.count(b"\xff\xda")) + b"\xff\xd9"
+
+
+@pytest.mark.parametrize("look", [check_image, decode_image, decode_mask])
+def test_a_jpeg_that_would_keep_a_decoder_busy_is_refused_before_it_does(look):
+    look(jpeg_of_scans(MAX_SCANS))
+    with pytest.raises(ImageRejected, match="is damaged or incomplete"):
+        look(jpeg_of_scans(MAX_SCANS + 1))
+
+
+def test_a_jpeg_of_countless_empty_segments_is_refused_at_once():
+    ordinary = encoded(picture(), "JPEG")
+    with pytest.raises(ImageRejected, match="is damaged or incomplete"):
+        check_image(ordinary[:2] + b"\xff\xfe\0\2" * 10_000 + ordinary[2:])
+
+
+def test_what_looks_like_scans_inside_a_jpeg_or_after_it_is_none():
+    ordinary = encoded(picture(), "JPEG", progressive=True)
+    in_a_comment = b"\xff\xfe" + (60_002).to_bytes(2, "big") + b"\xff\xda" * 30_000
+    decode_image(ordinary[:2] + in_a_comment + ordinary[2:] + b"\xff\xda\0\2" * 1000)
 
 
 @pytest.mark.parametrize("file_format", FORMATS)
