@@ -18,6 +18,7 @@ from torch import Tensor
 from pulid.engine import FaceEmbedding, GenerationRequest
 from pulid.flux import sampling
 from pulid.flux.latents import token_grid
+from pulid.flux.modulation import ModulationTable
 from pulid.flux.text import TextFeatures
 from pulid.identity.attention import PreparedIdentity
 from pulid.identity.people import PlacedIdentity, seen_together
@@ -29,6 +30,7 @@ class Branch:
 
     text: TextFeatures
     people: tuple[PlacedIdentity, ...] = ()
+    modulation: ModulationTable | None = None  # of all steps, where the transformer's form takes one
 
 
 @dataclass(slots=True, kw_only=True)
@@ -89,6 +91,7 @@ class StepInput:
     timestep: Tensor  # (rows,)
     guidance: Tensor  # (rows,)
     identity: PreparedIdentity | None
+    modulation: Tensor | None  # (rows, width)
 
 
 def step_input(flights: Sequence[Flight]) -> StepInput:
@@ -109,7 +112,18 @@ def step_input(flights: Sequence[Flight]) -> StepInput:
         identity=_side_by_side(
             [(seen_together(branch.people, flight.step), count) for flight, branch, count in runs]
         ),
+        modulation=_modulation(runs),
     )
+
+
+def _modulation(runs: Sequence[tuple[Flight, Branch, int]]) -> Tensor | None:
+    """Of the coming step, a row each; None where it is left to the transformer."""
+    rows = [
+        branch.modulation.at(flight.step).expand(count, -1)
+        for flight, branch, count in runs
+        if branch.modulation is not None
+    ]
+    return torch.cat(rows) if len(rows) == len(runs) else None
 
 
 def _side_by_side(runs: Sequence[tuple[PreparedIdentity | None, int]]) -> PreparedIdentity | None:

@@ -39,7 +39,8 @@ from pulid.engine import (
     StepEvent,
 )
 from pulid.errors import Busy
-from pulid.flux import latents, sampling
+from pulid.flux import fused, latents, sampling
+from pulid.flux.fused import FusedFlux
 from pulid.flux.preview import LatentPreview
 from pulid.flux.text import TextFeatures
 from pulid.flux.transformer import IdentityFlux, Rotary
@@ -47,7 +48,7 @@ from pulid.identity.attention import FORMS, IdentityAttention, PreparedIdentity,
 from pulid.identity.encoder import IdentityEncoder
 from pulid.identity.likeness import similarities
 from pulid.identity.people import Identity, PlacedIdentity, like_nobody, place
-from pulid.identity.reader import IdentityReader, check_people
+from pulid.identity.reader import IdentityReader, Photo, check_people
 from pulid.parts import Parts
 from pulid.profiles import SpeedProfile
 
@@ -79,7 +80,7 @@ class PulidFluxEngine:
         self._form = FORMS[profile.identity_attention]
         self._faces = parts.faces
         self._text = parts.text
-        self._flux = IdentityFlux(parts.networks.transformer)
+        self._flux = fused.FORMS[profile.transformer_form](parts.networks.transformer)
         self._autoencoder = parts.networks.autoencoder
         self._attentions: list[IdentityAttention] = list(parts.networks.identity_attentions)  # type: ignore[arg-type]
         self._encoder = IdentityEncoder(
@@ -95,7 +96,7 @@ class PulidFluxEngine:
             profile=profile.name,
             device=str(device),
             notice=profile.notice,
-            details={"identity_checkpoint": self._identities.checkpoint},
+            details={"identity_checkpoint": self._identities.checkpoint, **_details(self._flux)},
         )
 
     def can_admit(self, request: GenerationRequest) -> bool:
@@ -105,7 +106,7 @@ class PulidFluxEngine:
     @torch.inference_mode()
     def prepare(self, request: GenerationRequest) -> PreparedRequest:
         """Raises NoFaceFound, SeveralFaces or IdentityRejected."""
-        photos, everyone = request.id_images, request.everyone
+        photos, everyone = tuple(map(Photo, request.id_images)), request.everyone
         check_people(everyone, len(photos))
         timings: dict[str, float] = {}
         cache_hits = {"prompt": self._text.knows(request.prompt, request.max_sequence_length)}
@@ -172,7 +173,9 @@ class PulidFluxEngine:
     ) -> bytes:
         """Raises NoFaceFound or SeveralFaces."""
         with self._reading:
-            return self._identities.as_file(self._identities.read_photos(photos, fusion, face))
+            return self._identities.as_file(
+                self._identities.read_photos(list(map(Photo, photos)), fusion, face)
+            )
 
     @device_faults_named
     def likeness(
@@ -210,12 +213,18 @@ class PulidFluxEngine:
         request, given = prepared.request, prepared.conditioning
         positive, negative = self._branches(request, given)
         noise, seeds = self._noise(request)
+        times = sampling.timesteps(request.num_steps, noise.shape[1])
+        if isinstance(self._flux, FusedFlux):
+            for branch in filter(None, (positive, negative)):
+                branch.modulation = self._flux.modulation_table(
+                    times[:-1], request.guidance, branch.text.pooled
+                )
         return Flight(
             job_id=job_id,
             request=request,
             seeds=seeds,
             latents=noise,
-            times=sampling.timesteps(request.num_steps, noise.shape[1]),
+            times=times,
             positive=positive,
             negative=negative,
             steps_alone=self._steps_alone(given),
@@ -347,9 +356,10 @@ class PulidFluxEngine:
         ]
 
 
-def denoise_step(flux: IdentityFlux, group: Sequence[Flight], rotary: Rotary) -> None:
+def denoise_step(flux: IdentityFlux | FusedFlux, group: Sequence[Flight], rotary: Rotary) -> None:
     """Advance flights of one shape by one step, in one forward pass."""
     rows = step_input(group)
+    table = {} if rows.modulation is None else {"modulation_rows": rows.modulation}
     velocity = flux(
         rows.latents,
         text=rows.text,
@@ -358,10 +368,15 @@ def denoise_step(flux: IdentityFlux, group: Sequence[Flight], rotary: Rotary) ->
         guidance=rows.guidance,
         rotary=rotary,
         identity=rows.identity,
+        **table,
     )
     counts = [len(flight.seeds) * len(flight.branches()) for flight in group]
     for flight, own_rows in zip(group, velocity.split(counts), strict=True):
         flight.advance(own_rows)
+
+
+def _details(flux: IdentityFlux | FusedFlux) -> dict[str, str]:
+    return {"kernels": flux.kernels.described()} if isinstance(flux, FusedFlux) else {}
 
 
 def _reference_faces(given: Conditioning) -> tuple[FaceEmbedding | None, ...]:

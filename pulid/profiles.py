@@ -8,6 +8,7 @@ from typing import Literal
 from pulid.errors import UnknownProfile
 
 AttentionForm = Literal["folded", "reference"]
+TransformerForm = Literal["diffusers", "fused"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +21,7 @@ class SpeedProfile:
     promise: str
     device_memory: int = 0  # bytes that one card must have; 0: no card computes
     identity_attention: AttentionForm = "folded"
+    transformer_form: TransformerForm = "diffusers"  # whose block code runs; the weights are the same
     # May rows of different requests share a denoising step? Then a picture's last bits depend on
     # its neighbours, so `exact` and `tiny` never do it.
     shares_steps: bool = False

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 
 import numpy as np
 
@@ -25,6 +26,20 @@ from pulid.identity.region import check_region
 CACHED_IDENTITIES = 64  # at full size 128 KiB each
 
 
+class Photo:
+    """A photo of a request. What is in it is summed up once, when somebody asks."""
+
+    def __init__(self, pixels: RgbImage) -> None:
+        self.pixels = pixels
+
+    @cached_property
+    def content(self) -> bytes:
+        """What two photos share only if every pixel is the same. SHA-256: processors have it in hardware."""
+        digest = hashlib.sha256(str(self.pixels.shape).encode())
+        digest.update(np.ascontiguousarray(self.pixels).data)
+        return digest.digest()
+
+
 class IdentityReader:
     def __init__(self, faces: FaceReader, encoder: IdentityEncoder) -> None:
         self._faces = faces
@@ -33,17 +48,17 @@ class IdentityReader:
         self.tokens_per_photo = encoder.idformer.num_queries
         self.checkpoint = fingerprint((encoder.idformer, encoder.eva))
 
-    def knows(self, photos: Sequence[RgbImage], person: Person) -> bool:
+    def knows(self, photos: Sequence[Photo], person: Person) -> bool:
         """Whether `read` would answer from memory."""
-        return all((content_of(photos[index]), person.face) in self._identities for index in person.photos)
+        return all((photos[index].content, person.face) in self._identities for index in person.photos)
 
-    def read(self, photos: Sequence[RgbImage], person: Person) -> Identity:
+    def read(self, photos: Sequence[Photo], person: Person) -> Identity:
         """One person; `photos` are the request's. Raises NoFaceFound, SeveralFaces or IdentityRejected."""
         if person.identity is not None:
             return self._from_file(person.identity)
         return self._fused([(index, photos[index]) for index in person.photos], person.fusion, person.face)
 
-    def read_photos(self, photos: Sequence[RgbImage], fusion: Fusion, face: FaceChoice) -> Identity:
+    def read_photos(self, photos: Sequence[Photo], fusion: Fusion, face: FaceChoice) -> Identity:
         """Several photos of one person. Raises NoFaceFound or SeveralFaces."""
         if not photos:
             raise BadRequest("An identity needs at least one photo of the person.")
@@ -53,19 +68,19 @@ class IdentityReader:
         """Raises BadRequest for more photos side by side than a file may hold."""
         return write_identity(identity, self.checkpoint, tokens_per_photo=self.tokens_per_photo)
 
-    def _fused(self, numbered: Iterable[tuple[int, RgbImage]], fusion: Fusion, face: FaceChoice) -> Identity:
+    def _fused(self, numbered: Iterable[tuple[int, Photo]], fusion: Fusion, face: FaceChoice) -> Identity:
         identities = []
         for number, photo in numbered:
             with about_photo(number):
                 identities.append(self._from_photo(photo, face))
         return fuse(identities, fusion)
 
-    def _from_photo(self, photo: RgbImage, face: FaceChoice) -> Identity:
+    def _from_photo(self, photo: Photo, face: FaceChoice) -> Identity:
         def make() -> Identity:
-            crop = self._faces.read(photo, face)
+            crop = self._faces.read(photo.pixels, face)
             return Identity(self._encoder.encode(crop), unit(crop.face_embedding))
 
-        return self._identities.get_or_make((content_of(photo), face), make)
+        return self._identities.get_or_make((photo.content, face), make)
 
     def _from_file(self, data: bytes) -> Identity:
         read = read_identity(
@@ -76,13 +91,6 @@ class IdentityReader:
         )
         tokens = read.tokens.to(device=self._encoder.device, dtype=self._encoder.dtype)
         return Identity(tokens, read.face_embedding)
-
-
-def content_of(photo: RgbImage) -> bytes:
-    """What two photos share only if every pixel is the same. SHA-256: processors have it in hardware."""
-    digest = hashlib.sha256(str(photo.shape).encode())
-    digest.update(np.ascontiguousarray(photo).data)
-    return digest.digest()
 
 
 def check_people(people: Sequence[Person], photos: int) -> None:

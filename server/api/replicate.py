@@ -223,6 +223,9 @@ async def wait_at_most(service: JobService, job_id: str, seconds: float) -> None
             await asyncio.wait({ended}, timeout=min(left, _LOOK_S))
     finally:
         ended.cancel()
+        await asyncio.wait({ended})  # what it raises, for a job that is gone, is told by whoever looks next
+        if not ended.cancelled():
+            ended.exception()
 
 
 async def answer(

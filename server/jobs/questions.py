@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pulid.engine import FaceChoice, Fusion
-from pulid.errors import Busy, PulidError
+from pulid.errors import Busy, ImageRejected, PulidError
 from server.jobs.ends import about
 from server.jobs.face_stage import FaceStage
 from server.jobs.job import JobTimedOut, NotReady
@@ -29,6 +29,7 @@ from server.jobs.messages import (
     ToWorker,
 )
 
+MAX_TOGETHER_MB = 40  # of one question; it goes through the pipe as a whole, from the event loop
 MAX_OPEN = 8  # photos, in the questions of all callers
 
 
@@ -95,6 +96,10 @@ class PhotoQuestions:
             async with asyncio.timeout(timeout_s):
                 # One after the other: whoever sends URLs has no more of them fetched at once by that.
                 files = [await self._face_stage.read(photo, place) for place, photo in photos.items()]
+                if sum(map(len, files)) > MAX_TOGETHER_MB * 1_000_000:
+                    raise ImageRejected(
+                        f"These photos have more than {MAX_TOGETHER_MB} MB together. Send smaller ones."
+                    )
                 open_one.device = self._require_device()
                 self._send(open_one.device, question(question_id, tuple(files)))
                 del files

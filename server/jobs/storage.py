@@ -22,7 +22,7 @@ import anyio.to_thread
 from server.jobs.data_dir import DataDir
 from server.jobs.files import JobBodies, MediaFiles, free_bytes
 from server.jobs.job import EarlierSubmit, JobFile, JobRecord, JobState, StoreFailed
-from server.jobs.store import SqliteJobStore
+from server.jobs.store import JobStore, SqliteJobStore
 from server.logs import get_logger, trace_of
 
 log = get_logger("storage")
@@ -46,7 +46,7 @@ class JobStorage:
         try:
             self._bodies = await self._db(JobBodies.open, self._data_dir.bodies)
             self._media = await self._db(MediaFiles.open, self._data_dir.media)
-            self._store = await self._db(SqliteJobStore.open, self._data_dir.database)
+            self._store: JobStore = await self._db(SqliteJobStore.open, self._data_dir.database)
         except BaseException:
             self._thread.shutdown()
             self._data_dir.close()

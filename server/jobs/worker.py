@@ -21,7 +21,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.connection import Connection
@@ -353,10 +353,17 @@ class Worker:
 
     def _read_request(self, order: Prepare) -> tuple[PreparedRequest, dict[str, float]]:
         started = time.perf_counter()
-        photos = self._decoded(path.read_bytes() for path in order.photos)
+        photos = self._decoded(self._read_photos(order))
         decoding_s = time.perf_counter() - started
         prepared = self._engine.prepare(replace(order.request, id_images=photos))
         return prepared, {"decode_photo": decoding_s, **prepared.timings}
+
+    def _read_photos(self, order: Prepare) -> Iterator[bytes]:
+        """One after the other, with a word between them: large ones take seconds each."""
+        for number, path in enumerate(order.photos):
+            if number:
+                self._send(Preparing(order.job_id))
+            yield path.read_bytes()
 
     def _decoded(self, files: Iterable[bytes]) -> tuple[RgbImage, ...]:
         photos = []

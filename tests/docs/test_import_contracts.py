@@ -46,6 +46,8 @@ def test_every_import_contract_is_kept():
         ("weights/manifest.py", "pydantic"),
         ("pulid/engine.py", "torch"),
         ("server/jobs/runner.py", "opentelemetry"),
+        ("pulid/batch.py", "triton"),
+        ("pulid/pipeline.py", "pulid.flux.kernels.gate"),
     ],
 )
 def test_a_forbidden_import_breaks_a_contract_and_is_named(copied_project, guilty_file, forbidden_import):

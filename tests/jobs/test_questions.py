@@ -9,7 +9,8 @@ from PIL import Image
 
 from fakes import photo_of
 from jobs.serving import scenario, until
-from pulid.errors import Busy
+from pulid.engine import LARGEST_FACE
+from pulid.errors import Busy, ImageRejected
 from server.jobs.job import GoingDown, JobState, JobTimedOut, NotReady
 from server.jobs.questions import MAX_OPEN
 
@@ -44,6 +45,19 @@ async def test_a_question_is_no_job(start):
         assert await faces(here) == 2
         assert here.service.unfinished_of("") == 0
         assert here.script.prepared == []
+
+
+@scenario
+async def test_photos_that_are_large_together_are_refused_before_they_go_through_the_pipe(start):
+    with pytest.MonkeyPatch.context() as limits:
+        limits.setattr("server.jobs.questions.MAX_TOGETHER_MB", 0.0001)
+        async with start() as here:
+            photos = {f"face_images[{number}]": photo_with(2) for number in range(2)}
+            with pytest.raises(ImageRejected, match=r"0\.0001 MB together"):
+                await here.service.identity(photos, "mean", LARGEST_FACE, timeout_s=20.0)
+            assert here.script.lines("asked") == []
+            limits.undo()
+            assert await here.service.identity(photos, "mean", LARGEST_FACE, timeout_s=20.0)
 
 
 @scenario

@@ -13,7 +13,7 @@ from model.portraits import difference, generate, photo, picture, portrait, resu
 from pulid.errors import Busy, DeviceLost, NoFaceFound, OutOfMemory
 from pulid.flux import latents, sampling
 from pulid.identity.attention import FoldedIdentity, ReferenceIdentity
-from pulid.identity.reader import content_of
+from pulid.identity.reader import Photo
 from pulid.pipeline import MAX_ROWS, SEED_RANGE, PulidFluxEngine
 from pulid.profiles import PROFILES
 
@@ -380,5 +380,5 @@ def test_a_rotary_table_is_kept_by_its_shape_and_not_by_its_size(engine):
 
 def test_photos_of_equal_bytes_and_other_shapes_are_different_photos():
     flat = np.arange(32 * 48 * 3, dtype=np.uint8)
-    seen = [content_of(flat.reshape(shape)) for shape in ((32, 48, 3), (48, 32, 3))]
+    seen = [Photo(flat.reshape(shape)).content for shape in ((32, 48, 3), (48, 32, 3))]
     assert seen[0] != seen[1]

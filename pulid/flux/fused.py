@@ -1,0 +1,235 @@
+"""FLUX's blocks over diffusers' weights, written for few passes over memory.
+
+Computes what `IdentityFlux` computes, and is called alike. Queries, keys and values are one GEMM; what
+lies between GEMMs and attention is one kernel each (`kernels`); text and image are joined once before
+the single blocks; modulation may come ready for the step (`modulation`). The blocks are functions of
+tensors, so that a compiler makes one graph for all 19 and one for all 38, whatever the size.
+
+Knows: the arithmetic of the blocks, and after which an identity is added.
+Does not know: faces, prompts, requests.
+"""
+
+from __future__ import annotations
+
+import pulid.torchvision_guard  # noqa: F401
+
+# isort: split
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from diffusers import FluxTransformer2DModel
+from torch import Tensor
+
+from pulid.flux.kernels.choice import Kernels, choose
+from pulid.flux.modulation import ModulationTable, modulation, modulation_linears, modulation_table
+from pulid.flux.packing import DoubleWeights, SingleWeights, StreamWeights, double_weights, single_weights
+from pulid.flux.transformer import (
+    DOUBLE_INTERVAL,
+    SINGLE_INTERVAL,
+    IdentityFlux,
+    IdentityResidual,
+    Rotary,
+    attention_count,
+)
+from pulid.profiles import TransformerForm
+
+IDENTITY_EPS = 1e-5  # of the identity attention's norms; FLUX's own have 1e-6
+
+
+class FoldedMaps(Protocol):
+    """One identity attention as two matrices; docs/spec/PULID_SPEC.md, section 5."""
+
+    @property
+    def query_map(self) -> Tensor: ...  # (groups, dim, heads * n)
+    @property
+    def query_offset(self) -> Tensor: ...  # (groups, 1, heads * n), float32
+    @property
+    def value_map(self) -> Tensor: ...  # (groups, heads * n, dim)
+    @property
+    def heads(self) -> int: ...
+
+
+@runtime_checkable
+class FoldedResidual(Protocol):
+    """An identity whose residuals are nothing but folded attentions."""
+
+    @property
+    def attentions(self) -> Sequence[FoldedMaps]: ...
+
+
+class FusedFlux:
+    """Predicts the velocity of a batch of rows. Make it when the transformer is where it will stay."""
+
+    def __init__(self, transformer: FluxTransformer2DModel, kernels: Kernels | None = None) -> None:
+        """Packs the transformer's projections, and on a CUDA device compiles and checks the kernels."""
+        self.transformer = transformer
+        config = transformer.config
+        self.kernels = kernels or choose(
+            transformer.x_embedder.weight.device,
+            transformer.x_embedder.weight.dtype,
+            heads=config.num_attention_heads,
+            head_dim=config.attention_head_dim,
+        )
+        self._doubles = double_weights(transformer)
+        self._singles = single_weights(transformer)
+        torch.cuda.empty_cache()  # of the single matrices: each is too small to hold a packed one
+        self._widths = [linear.out_features for linear in modulation_linears(transformer)]
+        self.attention_count = attention_count(len(self._doubles), len(self._singles))
+
+    def rotary(self, text_ids: Tensor, image_ids: Tensor) -> Rotary:
+        """Rotary tables for text ids (text tokens, 3) and image ids (image tokens, 3)."""
+        return IdentityFlux(self.transformer).rotary(text_ids, image_ids)
+
+    def modulation_table(self, times: Sequence[float], guidance: float, pooled: Tensor) -> ModulationTable:
+        """The modulation of all steps of one branch of a request; pooled (1, 768)."""
+        return modulation_table(self.transformer, times, guidance, pooled)
+
+    def __call__(
+        self,
+        latents: Tensor,  # (batch, image tokens, 64), packed
+        *,
+        text: Tensor,  # (batch, text tokens, 4096), T5
+        pooled: Tensor,  # (batch, 768), CLIP
+        timestep: Tensor,  # (batch,), 1 .. 0
+        guidance: Tensor,  # (batch,), as the user gave it
+        rotary: Rotary,
+        identity: IdentityResidual | None = None,
+        modulation_rows: Tensor | None = None,  # (batch, width) of a table; None: made from the above
+    ) -> Tensor:  # (batch, image tokens, 64)
+        if modulation_rows is None:
+            modulation_rows = modulation(self.transformer, timestep, guidance, pooled)
+        modulations = iter(modulation_rows.split(self._widths, dim=-1))
+        with torch.cuda.device_of(latents):  # Triton launches on the current device
+            image = self._through_blocks(
+                self.transformer.context_embedder(text),
+                self.transformer.x_embedder(latents),
+                modulations,
+                rotary,
+                identity,
+            )
+            scale, shift = next(modulations).chunk(2, dim=-1)
+            return self.transformer.proj_out(self.kernels.modulate(image, scale, shift))
+
+    def _through_blocks(
+        self,
+        text: Tensor,
+        image: Tensor,
+        modulations: Iterator[Tensor],
+        rotary: Rotary,
+        identity: IdentityResidual | None,
+    ) -> Tensor:
+        """The image tokens after the last block; takes the blocks' modulations, in order."""
+        added = 0  # identity attentions; counts on from the double to the single blocks
+        for number, double in enumerate(self._doubles):
+            text, image = double_block(
+                self.kernels, double, text, image, next(modulations), next(modulations), *rotary
+            )
+            if identity is not None and number % DOUBLE_INTERVAL == 0:
+                self._add_identity(added, image, identity)
+                added += 1
+        length = text.shape[1]
+        joint = torch.cat((text, image), dim=1)
+        for number, single in enumerate(self._singles):
+            joint = single_block(self.kernels, single, joint, next(modulations), *rotary)
+            if identity is not None and number % SINGLE_INTERVAL == 0:
+                self._add_identity(added, joint[:, length:], identity)
+                added += 1
+        return joint[:, length:]
+
+    def _add_identity(self, index: int, image: Tensor, identity: IdentityResidual) -> None:
+        """In place."""
+        if isinstance(identity, FoldedResidual):
+            maps = identity.attentions[index]
+            add_folded(self.kernels, image, maps.query_map, maps.query_offset, maps.value_map, maps.heads)
+        else:
+            image += identity.residual(index, image)
+
+
+FORMS: Mapping[TransformerForm, type[IdentityFlux] | type[FusedFlux]] = {
+    "diffusers": IdentityFlux,
+    "fused": FusedFlux,
+}
+
+
+def double_block(
+    kernels: Kernels,
+    weights: DoubleWeights,
+    text: Tensor,  # (batch, text tokens, dim)
+    image: Tensor,  # (batch, image tokens, dim)
+    text_modulation: Tensor,  # (batch, 6 dim): shift, scale and gate of attention, then of the MLP
+    image_modulation: Tensor,  # alike
+    cos: Tensor,
+    sin: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Text and image after a double block."""
+    query, key, value = kernels.joint_heads(
+        _projected(kernels, weights.text, text, text_modulation),
+        _projected(kernels, weights.image, image, image_modulation),
+        (weights.text.norm_q, weights.text.norm_k),
+        (weights.image.norm_q, weights.image.norm_k),
+        cos,
+        sin,
+    )
+    attention = _attention(query, key, value)
+    length = text.shape[1]
+    return (
+        _after_attention(kernels, weights.text, text, attention[:, :length], text_modulation),
+        _after_attention(kernels, weights.image, image, attention[:, length:], image_modulation),
+    )
+
+
+def _projected(kernels: Kernels, weights: StreamWeights, stream: Tensor, modulation: Tensor) -> Tensor:
+    """(batch, tokens, 3 dim)."""
+    shift, scale, *_ = modulation.chunk(6, dim=-1)
+    return F.linear(kernels.modulate(stream, scale, shift), weights.qkv, weights.qkv_bias)
+
+
+def _after_attention(
+    kernels: Kernels, weights: StreamWeights, stream: Tensor, attention: Tensor, modulation: Tensor
+) -> Tensor:
+    _, _, gate, mlp_shift, mlp_scale, mlp_gate = modulation.chunk(6, dim=-1)
+    attended = F.linear(attention.contiguous(), weights.out, weights.out_bias)
+    stream, normed = kernels.gated_modulate(stream, gate, attended, mlp_scale, mlp_shift)
+    inner = F.gelu(F.linear(normed, weights.up, weights.up_bias), approximate="tanh")
+    return kernels.gated(stream, mlp_gate, F.linear(inner, weights.down, weights.down_bias))
+
+
+def single_block(
+    kernels: Kernels,
+    weights: SingleWeights,
+    joint: Tensor,  # (batch, text and image tokens, dim)
+    modulation: Tensor,  # (batch, 3 dim): shift, scale, gate
+    cos: Tensor,
+    sin: Tensor,
+) -> Tensor:
+    """Text and image, joined, after a single block."""
+    shift, scale, gate = modulation.chunk(3, dim=-1)
+    projected = F.linear(kernels.modulate(joint, scale, shift), weights.into, weights.into_bias)
+    split = 3 * joint.shape[-1]
+    heads = kernels.own_heads(projected[..., :split], weights.norm_q, weights.norm_k, cos, sin)
+    both = kernels.beside_gelu(_attention(*heads), projected[..., split:])
+    return kernels.gated(joint, gate, F.linear(both, weights.out, weights.out_bias))
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Each (batch, heads, tokens, head_dim) -> (batch, tokens, dim); tokens before heads in memory."""
+    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+
+
+def add_folded(
+    kernels: Kernels,
+    image: Tensor,  # (batch, tokens, dim), changed in place; batch is a multiple of groups
+    query_map: Tensor,
+    query_offset: Tensor,
+    value_map: Tensor,
+    heads: int,
+) -> None:
+    """Add a folded identity attention to the image tokens. The sum is part of the second GEMM."""
+    batch, tokens, dim = image.shape
+    groups = query_map.shape[0]
+    normed = F.layer_norm(image, (dim,), eps=IDENTITY_EPS).reshape(groups, -1, dim)
+    attention = kernels.head_softmax(normed @ query_map, query_offset, heads)
+    values = value_map[:, None].expand(-1, batch // groups, -1, -1).flatten(0, 1)  # a copy if groups > 1
+    image.baddbmm_(attention.reshape(batch, tokens, -1), values)

@@ -1,0 +1,91 @@
+"""What each kernel computes, in torch: the definition, the form on the CPU, and the fallback.
+
+Everything is computed in float32 and rounded once, at the end; diffusers rounds after every step.
+A compiler that fuses these gives the same. Knows no blocks and no weights.
+
+Shapes: batch B, tokens S, width D, heads H of size E each. Modulation vectors are (B, D).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+EPS = 1e-6  # of all of FLUX's norms
+
+
+def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """LayerNorm without affine, times 1 + scale, plus shift. (B, S, D) -> (B, S, D)."""
+    normed = F.layer_norm(x.float(), x.shape[-1:], eps=EPS)
+    return (normed * (1 + scale.float())[:, None] + shift.float()[:, None]).to(x.dtype)
+
+
+def gated(residual: Tensor, gate: Tensor, y: Tensor) -> Tensor:
+    """residual + gate * y. (B, S, D) -> (B, S, D)."""
+    return (residual.float() + gate.float()[:, None] * y.float()).to(residual.dtype)
+
+
+def gated_modulate(
+    residual: Tensor, gate: Tensor, y: Tensor, scale: Tensor, shift: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`gated`, and `modulate` of it. (B, S, D) -> twice (B, S, D)."""
+    x = gated(residual, gate, y)
+    return x, modulate(x, scale, shift)
+
+
+def own_heads(
+    packed: Tensor, norm_q: Tensor, norm_k: Tensor, cos: Tensor, sin: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value of one stream, each (B, H, S, E), from projections (B, S, 3D) side by side.
+
+    Query and key are RMS-normed per head and turned by cos and sin (S, E), pairs of channels each.
+    In memory tokens come before heads, so that attention's result is (B, S, D) without a copy.
+    """
+    query, key, value = packed.unflatten(-1, (3, -1, norm_q.shape[0])).unbind(2)
+    return (
+        _turned(query, norm_q, cos, sin).transpose(1, 2),
+        _turned(key, norm_k, cos, sin).transpose(1, 2),
+        value.transpose(1, 2),
+    )
+
+
+def joint_heads(
+    text: Tensor,
+    image: Tensor,
+    text_norms: tuple[Tensor, Tensor],
+    image_norms: tuple[Tensor, Tensor],
+    cos: Tensor,
+    sin: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `own_heads`, of text tokens and image tokens in that order, with norms of their own."""
+    length = text.shape[1]
+    of_text = own_heads(text, *text_norms, cos[:length], sin[:length])
+    of_image = own_heads(image, *image_norms, cos[length:], sin[length:])
+    query, key, value = (
+        torch.cat((a.transpose(1, 2), b.transpose(1, 2)), dim=1).transpose(1, 2)
+        for a, b in zip(of_text, of_image, strict=True)
+    )
+    return query, key, value
+
+
+def _turned(x: Tensor, norm: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """(B, S, H, E) -> the same."""
+    normed = F.rms_norm(x.float(), (x.shape[-1],), norm.float(), EPS)
+    even, odd = normed.unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack((-odd, even), dim=-1).flatten(-2)
+    return (normed * cos[:, None] + turned * sin[:, None]).to(x.dtype)
+
+
+def beside_gelu(attention: Tensor, mlp: Tensor) -> Tensor:
+    """Attention (B, S, D), and tanh-GELU of the MLP's inner states (B, S, M) beside it: (B, S, D + M)."""
+    return torch.cat((attention, F.gelu(mlp, approximate="tanh")), dim=-1)
+
+
+def head_softmax(scores: Tensor, offset: Tensor, heads: int) -> Tensor:
+    """Softmax of scores + offset within each head.
+
+    scores (G, S, heads * n), offset (G, 1, heads * n) float32 -> as scores.
+    """
+    shifted = (scores.float() + offset).unflatten(-1, (heads, -1))
+    return shifted.softmax(dim=-1).flatten(-2).to(scores.dtype)

@@ -1,0 +1,119 @@
+"""Linears that read the same input, as one matrix: one GEMM in place of three or four.
+
+Weights and biases move into one tensor and the linears become views of it, so memory holds them once.
+Whoever moves or casts the network afterwards tears them apart again: pack last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from diffusers import FluxTransformer2DModel
+from torch import Tensor, nn
+
+
+class StreamWeights(NamedTuple):
+    """Text or image in a double block, of width D. Vectors named *_bias belong to the matrix before."""
+
+    qkv: Tensor  # (3D, D)
+    qkv_bias: Tensor
+    norm_q: Tensor  # (head_dim,)
+    norm_k: Tensor
+    out: Tensor  # (D, D)
+    out_bias: Tensor
+    up: Tensor  # (4D, D)
+    up_bias: Tensor
+    down: Tensor  # (D, 4D)
+    down_bias: Tensor
+
+
+class DoubleWeights(NamedTuple):
+    text: StreamWeights
+    image: StreamWeights
+
+
+class SingleWeights(NamedTuple):
+    """A single block of width D."""
+
+    into: Tensor  # (7D, D): query, key, value, then the MLP's inner states
+    into_bias: Tensor
+    norm_q: Tensor  # (head_dim,)
+    norm_k: Tensor
+    out: Tensor  # (D, 5D): from attention, then from the MLP
+    out_bias: Tensor
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def packed(linears: Sequence[nn.Linear]) -> tuple[Tensor, Tensor]:
+    """Weights and biases of all linears in one tensor each, in this order. The linears become views."""
+    return _joined([linear.weight for linear in linears]), _joined([linear.bias for linear in linears])
+
+
+def _joined(parameters: Sequence[Tensor]) -> Tensor:
+    """Their rows one after the other; without a copy where they already lie so."""
+    first, *others = parameters
+    rows = [len(parameter) for parameter in parameters]
+    end = first
+    for parameter in others:
+        if not _follows(end, parameter):
+            break
+        end = parameter
+    else:
+        return first.data.as_strided((sum(rows), *first.shape[1:]), first.stride())
+    together = torch.cat([parameter.data for parameter in parameters])
+    for parameter, view in zip(parameters, together.split(rows), strict=True):
+        parameter.data = view
+    return together
+
+
+def _follows(one: Tensor, other: Tensor) -> bool:
+    return (
+        one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+        and one.data_ptr() + one.nbytes == other.data_ptr()
+        and one.is_contiguous()
+        and other.is_contiguous()
+    )
+
+
+def double_weights(transformer: FluxTransformer2DModel) -> list[DoubleWeights]:
+    """Of each double block, packed."""
+    return [
+        DoubleWeights(
+            text=_stream(
+                (block.attn.add_q_proj, block.attn.add_k_proj, block.attn.add_v_proj),
+                (block.attn.norm_added_q.weight, block.attn.norm_added_k.weight),
+                (block.attn.to_add_out, block.ff_context.net[0].proj, block.ff_context.net[2]),
+            ),
+            image=_stream(
+                (block.attn.to_q, block.attn.to_k, block.attn.to_v),
+                (block.attn.norm_q.weight, block.attn.norm_k.weight),
+                (block.attn.to_out[0], block.ff.net[0].proj, block.ff.net[2]),
+            ),
+        )
+        for block in transformer.transformer_blocks
+    ]
+
+
+def _stream(qkv: Sequence[nn.Linear], norms: Sequence[Tensor], others: Sequence[nn.Linear]) -> StreamWeights:
+    out, up, down = others
+    norm_q, norm_k = norms
+    return StreamWeights(
+        *packed(qkv),
+        norm_q.data, norm_k.data,
+        out.weight.data, out.bias.data, up.weight.data, up.bias.data, down.weight.data, down.bias.data,
+    )  # fmt: skip
+
+
+def single_weights(transformer: FluxTransformer2DModel) -> list[SingleWeights]:
+    """Of each single block, packed."""
+    return [
+        SingleWeights(
+            *packed((block.attn.to_q, block.attn.to_k, block.attn.to_v, block.proj_mlp)),
+            block.attn.norm_q.weight.data, block.attn.norm_k.weight.data,
+            block.proj_out.weight.data, block.proj_out.bias.data,
+        )
+        for block in transformer.single_transformer_blocks
+    ]  # fmt: skip

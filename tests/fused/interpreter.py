@@ -1,0 +1,62 @@
+"""Runs Triton kernels on the CPU, in Triton's interpreter, in a process of its own.
+
+The interpreter must be asked for before triton is imported anywhere, and diffusers imports it. What a
+kernel leaves unwritten is NaN there.
+"""
+
+import importlib.util
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from unittest import mock
+
+import torch
+
+from pulid.flux.kernels import plain
+from pulid.flux.kernels.choice import FILES
+from pulid.flux.kernels.samples import SAMPLES, Draw, Sizes
+
+CPU = torch.device("cpu")
+
+
+@contextmanager
+def interpreter():
+    """A process with the interpreter, for `outputs`."""
+    spawn = multiprocessing.get_context("spawn")
+    with mock.patch.dict(os.environ, {"TRITON_INTERPRET": "1"}), ProcessPoolExecutor(1, spawn) as process:
+        process.submit(torch.use_deterministic_algorithms, True).result()  # empty memory is NaN, then
+        yield process
+
+
+def outputs(form, name, dtype, sizes, changes=()):
+    """What a kernel makes of its samples: `form` is "plain" or "triton". As nested lists of numbers.
+
+    `changes` replaces pieces of the Triton file's text first: (old, new) pairs.
+    """
+    torch.set_num_threads(1)
+    if form == "plain":
+        function = getattr(plain, name)
+    else:
+        function = getattr(changed_module(FILES[name], changes), name)
+    got = function(*SAMPLES[name](Draw(CPU, dtype), Sizes(**sizes)))
+    tensors = got if isinstance(got, tuple) else (got,)
+    return [(str(x.dtype), list(x.shape), x.double().flatten().tolist()) for x in tensors]
+
+
+def changed_module(file, changes):
+    """The kernel file as it is, or a copy of it with its text changed."""
+    module = importlib.import_module(f"pulid.flux.kernels.{file}")
+    if not changes:
+        return module
+    text = Path(module.__file__).read_text()
+    for old, new in changes:
+        assert old in text, f"{file} has no {old!r}"
+        text = text.replace(old, new)
+    copy = Path(os.environ["CHANGED_KERNELS"], f"{file}_{abs(hash(changes))}.py")
+    copy.write_text(text)
+    spec = importlib.util.spec_from_file_location(copy.stem, copy)
+    changed = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(changed)
+    return changed

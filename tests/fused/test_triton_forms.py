@@ -1,0 +1,92 @@
+"""Each kernel's Triton form, run by Triton's interpreter on the CPU, against its plain form."""
+
+import os
+from unittest import mock
+
+import pytest
+import torch
+
+from fused.interpreter import interpreter, outputs
+from pulid.flux.kernels.choice import EXACT, FILES, agrees
+
+pytest.importorskip("triton", reason="triton is made for Linux only")
+
+SMALL = {"heads": 3, "head_dim": 16, "identity_heads": 4, "identity_tokens": 8}
+SIZES = [  # no width is a multiple of a program's block; tokens and batch run through odd ones
+    {**SMALL, "batch": 1, "text": 3, "image": 7},
+    {**SMALL, "batch": 2, "text": 1, "image": 16, "identity_tokens": 12},
+    {**SMALL, "batch": 3, "text": 8, "image": 1, "heads": 1, "identity_heads": 3},
+    {**SMALL, "batch": 4, "text": 2, "image": 9, "heads": 5, "head_dim": 32, "identity_tokens": 33},
+    {"batch": 1, "text": 2, "image": 3},  # FLUX's own width
+]
+# The interpreter cuts bfloat16 off where a GPU rounds: half a unit in the last place on average.
+CUT_OFF = 5e-3
+
+
+@pytest.fixture(scope="module")
+def process(tmp_path_factory):
+    changed = str(tmp_path_factory.mktemp("changed_kernels"))
+    with mock.patch.dict(os.environ, {"CHANGED_KERNELS": changed}), interpreter() as process:
+        yield process
+
+
+def both(process, name, dtype, sizes, changes=()):
+    """The tensors of the Triton form and those of the plain form."""
+    got = process.submit(outputs, "triton", name, dtype, sizes, changes).result()
+    return tensors(got), tensors(outputs("plain", name, dtype, sizes))
+
+
+def tensors(described):
+    return [torch.tensor(x).reshape(shape).to(getattr(torch, dtype[6:])) for dtype, shape, x in described]
+
+
+@pytest.mark.parametrize(
+    "sizes", SIZES, ids=lambda sizes: f"{sizes['batch']}x{sizes['text']}+{sizes['image']}"
+)
+@pytest.mark.parametrize("name", FILES)
+def test_in_float32_the_triton_form_is_the_plain_form(process, name, sizes):
+    for got, expected in zip(*both(process, name, torch.float32, sizes), strict=True):
+        assert expected.isfinite().all()
+        assert agrees(got, expected, exactly=name in EXACT)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_in_bfloat16_it_is_so_but_for_the_last_bit(process, name):
+    for got, expected in zip(*both(process, name, torch.bfloat16, SIZES[1]), strict=True):
+        assert got.dtype == expected.dtype == torch.bfloat16
+        error = (got.double() - expected.double()).norm() / expected.double().norm()
+        assert error < CUT_OFF
+
+
+WRONG = [
+    ("modulate", "gain = 1.0 + ", "gain = "),
+    ("modulate", "+ row * x_row", ""),
+    ("modulate", "values - mean, 0.0", "values - mean, 1.0"),
+    ("gated", "stream + factor", "stream - factor"),
+    ("gated", "+ row * gate_row", ""),
+    ("gated_modulate", "/ deviation * gain", "/ deviation"),
+    ("gated_modulate", "+ row * shift_row", ""),
+    ("own_heads", "even * c - odd * s", "even * c + odd * s"),
+    ("own_heads", "part == 0, of_query, of_key", "part == 0, of_key, of_query"),
+    ("joint_heads", "place = first + token", "place = token"),
+    ("joint_heads", "place * SIZE + 2 *", "token * SIZE + 2 *"),
+    ("joint_heads", "mean_square + EPS", "mean_square + 1.0"),
+    ("beside_gelu", "column < WIDTH)\n    kept", "column < WIDTH - 1)\n    kept"),
+    ("beside_gelu", "0.044715", "0.44715"),
+    ("head_softmax", "% heads", "% 1"),
+    ("head_softmax", "column < N, values", "column < N + 1, values"),
+]
+
+
+@pytest.mark.parametrize(("name", "right", "wrong"), WRONG)
+def test_a_mistake_in_a_kernel_shows(process, name, right, wrong):
+    got, expected = both(process, name, torch.float32, SIZES[1], ((right, wrong),))
+    assert not all(agrees(*pair, exactly=name in EXACT) for pair in zip(got, expected, strict=True))
+
+
+def test_what_a_kernel_does_not_write_shows(process):
+    got, expected = both(
+        process, "gated", torch.float32, SIZES[0], (("mask=inside)\n\n\n@", "mask=column < 5)\n\n\n@"),)
+    )
+    assert got[0].isnan().any()
+    assert not agrees(got[0], expected[0], exactly=False)
