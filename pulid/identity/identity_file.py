@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,24 @@ def write_identity(identity: Identity, checkpoint: str, *, tokens_per_photo: int
     tensors = {"id_embedding": identity.tokens.float().cpu().contiguous()}
     if identity.face_embedding is not None:
         tensors["face_embedding"] = torch.from_numpy(identity.face_embedding)
-    return safetensors.torch.save(tensors, {"format": FORMAT, "version": VERSION, "checkpoint": checkpoint})
+    return safetensors.torch.save(tensors, metadata_of(tensors, checkpoint))
+
+
+def metadata_of(tensors: Mapping[str, Tensor], checkpoint: str) -> dict[str, str]:
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "checkpoint": checkpoint,
+        "sha256": _digest_of(tensors),
+    }
+
+
+def _digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """Of the numbers, tensor after tensor by name: a flipped bit would paint another face."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(tensors[name].flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def read_identity(data: bytes, *, checkpoint: str, tokens_per_photo: int, token_width: int) -> Identity:
@@ -54,17 +71,18 @@ def read_identity(data: bytes, *, checkpoint: str, tokens_per_photo: int, token_
         tensors = safetensors.torch.load(data)
     except (SafetensorError, KeyError, ValueError) as exc:  # KeyError: a type that torch does not have
         raise _damaged() from exc
-    tokens, face_embedding = tensors.pop("id_embedding", None), tensors.pop("face_embedding", None)
-    if tensors or tokens is None or tokens.ndim != 3:
+    tokens, face_embedding = tensors.get("id_embedding"), tensors.get("face_embedding")
+    if tensors.keys() - {"id_embedding", "face_embedding"} or tokens is None or tokens.ndim != 3:
         raise _damaged()
     photos = min(max(1, tokens.shape[1] // tokens_per_photo), MAX_PHOTOS)
     _check_values(tokens, (1, photos * tokens_per_photo, token_width))
-    if face_embedding is None:
-        return Identity(tokens, None)
-    _check_values(face_embedding, (FACE_EMBEDDING_SIZE,))
-    if not np.isclose(face_embedding.norm(), 1, atol=1e-3):
+    if face_embedding is not None:
+        _check_values(face_embedding, (FACE_EMBEDDING_SIZE,))
+        if not np.isclose(face_embedding.norm(), 1, atol=1e-3):
+            raise _damaged()
+    if header["__metadata__"].get("sha256") != _digest_of(tensors):
         raise _damaged()
-    return Identity(tokens, face_embedding.numpy())
+    return Identity(tokens, None if face_embedding is None else face_embedding.numpy())
 
 
 def _header(data: bytes) -> dict[str, Any]:

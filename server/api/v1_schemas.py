@@ -297,4 +297,5 @@ def problems_with_number(photos: Mapping[str, str]) -> list[FieldProblem]:
     if len(photos) <= MAX_PHOTOS:
         return []
     field = "faces" if "faces" in next(iter(photos)) else "face_images"
-    return [FieldProblem(field, f"{field} must leave it at {MAX_PHOTOS} photos for the whole request.")]
+    text = f"{field} makes it more than {MAX_PHOTOS} photos, the most that one request may have."
+    return [FieldProblem(field, text)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -33,6 +34,9 @@ MAX_SEGMENTS = 10_000  # of one JPEG, scans and all; some hundred with a large c
 
 _JPEG_START, _JPEG_END, _JPEG_SCAN = b"\xff\xd8", 0xD9, 0xDA
 _JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")  # of those that say their length, and the end
+
+# The size is judged here; a warning beside the refusal would only put a path into the log.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 # EXIF orientation -> what brings the picture upright. 1 is upright.
 _UPRIGHT = {

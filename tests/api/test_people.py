@@ -132,9 +132,9 @@ def test_a_ninth_photo_is_refused(server):
     text = refused(paint(server, face_images=[RED] * 9), "face_images")
     assert text == "face_images must be a list of 1 to 8 photos."
     text = refused(server.paint(face_images=[RED] * 8), "face_images")
-    assert text == "face_images must leave it at 8 photos for the whole request."
+    assert text == "face_images makes it more than 8 photos, the most that one request may have."
     people = [{"photos": [RED] * 4}, {"photos": [RED] * 4}, {"photo": RED}]
-    assert "8 photos for the whole request" in refused(paint(server, faces=people), "faces")
+    assert "more than 8 photos" in refused(paint(server, faces=people), "faces")
 
 
 @pytest.mark.parametrize("value", [[], "AAAA", {}, 5, True])

@@ -1,7 +1,6 @@
 """docs/evaluate.md: its first commands run as they stand, and its tables name what there is."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -21,10 +20,8 @@ def tried(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tried")
     (folder / "tests").symlink_to(ROOT / "tests")
     block = re.search(r"```sh\n(.*?)```", PAGE, re.DOTALL)[1]
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    subprocess.run(
-        ["bash", "-euc", block], cwd=folder, env={**os.environ, "PATH": path}, check=True, capture_output=True
-    )
+    (folder / ".venv").symlink_to(Path(sys.executable).parents[1])
+    subprocess.run(["bash", "-euc", block], cwd=folder, check=True, capture_output=True)
     return folder / "report"
 
 

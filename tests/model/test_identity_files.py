@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 from model.portraits import difference, generate, photo, picture, portrait
 from pulid.engine import Box, FaceChoice, Person
 from pulid.errors import BadRequest, IdentityRejected, NoFaceFound, SeveralFaces
-from pulid.identity.identity_file import MAX_BYTES, fingerprint, read_identity, write_identity
+from pulid.identity.identity_file import (
+    MAX_BYTES,
+    fingerprint,
+    metadata_of,
+    read_identity,
+    write_identity,
+)
 from pulid.identity.people import Identity
 from pulid.tiny import TINY, fill_randomly, tiny_networks
 
@@ -35,10 +41,9 @@ def by_identity(data, **changes):
 def small_file(**changes):
     """A valid file of one photo, or one with other tensors or metadata."""
     tensors = {"id_embedding": torch.linspace(-2, 2, TOKENS * WIDTH).reshape(1, TOKENS, WIDTH)}
-    metadata = {"format": "flux-pulid-identity", "version": "1", "checkpoint": CHECKPOINT}
-    for name, value in changes.items():
-        (metadata if isinstance(value, str) else tensors)[name] = value
-    return safetensors.torch.save(tensors, metadata)
+    tensors |= {name: value for name, value in changes.items() if not isinstance(value, str)}
+    words = {name: value for name, value in changes.items() if isinstance(value, str)}
+    return safetensors.torch.save(tensors, metadata_of(tensors, CHECKPOINT) | words)
 
 
 def read(data):
@@ -91,6 +96,7 @@ def test_a_file_says_what_it_is_and_is_small(engine, obama):
         "format": "flux-pulid-identity",
         "version": "1",
         "checkpoint": engine.info.details["identity_checkpoint"],
+        "sha256": header["__metadata__"]["sha256"],
     }
     tensors = safetensors.torch.load(obama)
     assert {name: (t.dtype, tuple(t.shape)) for name, t in tensors.items()} == {
@@ -185,6 +191,20 @@ def refused_or_sound(data):
 
 
 NO_DEADLINE = settings(deadline=None)  # how long an example takes is the machine's business
+
+
+def test_a_flipped_bit_anywhere_is_noticed(obama):
+    start = 8 + int.from_bytes(obama[:8], "little")
+    for place in np.random.default_rng(0).integers(start, len(obama), 200):
+        damaged = bytearray(obama)
+        damaged[place] ^= 1 << int(place) % 8
+        with pytest.raises(IdentityRejected):
+            read_identity(
+                bytes(damaged),
+                checkpoint=json.loads(obama[8:start])["__metadata__"]["checkpoint"],
+                tokens_per_photo=TOKENS,
+                token_width=WIDTH,
+            )
 
 
 @NO_DEADLINE

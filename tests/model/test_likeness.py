@@ -8,7 +8,7 @@ from golden.chosen_faces import crowd
 from model.portraits import generate, photo, portrait
 from pulid.engine import Box, Person
 from pulid.identity.face_weights import vectron_analysis
-from pulid.identity.identity_file import FORMAT, VERSION
+from pulid.identity.identity_file import metadata_of
 from pulid.identity.likeness import mean_face, similarities, unit
 from server.cli.doctor import MIN_LIKENESS
 
@@ -168,9 +168,9 @@ def test_only_directions_count():
 
 def test_a_person_whose_identity_file_has_no_face_keeps_their_place(engine, references):
     tensors = safetensors.torch.load(engine.embed((photo("ardern"),)))
-    checkpoint = engine.info.details["identity_checkpoint"]
-    metadata = {"format": FORMAT, "version": VERSION, "checkpoint": checkpoint}
-    without_face = safetensors.torch.save({"id_embedding": tensors["id_embedding"]}, metadata)
+    del tensors["face_embedding"]
+    metadata = metadata_of(tensors, engine.info.details["identity_checkpoint"])
+    without_face = safetensors.torch.save(tensors, metadata)
     people = (Person(identity=without_face), Person(photos=(0,)))
     request = portrait(
         None, id_images=(photo("obama"),), people=people, num_steps=1, measures_similarity=True
