@@ -63,7 +63,12 @@ def test_one_forward_is_the_references(case, form):
 
 @pytest.mark.parametrize(
     ("case", "form"),
-    [(case, form) for case in LOOPS for form in FORMS if case["num_steps"] < 20 or form is FoldedIdentity],
+    [
+        pytest.param(case, form, marks=[pytest.mark.release] if case["num_steps"] >= 20 else [])
+        for case in LOOPS
+        for form in FORMS
+        if case["num_steps"] < 20 or form is FoldedIdentity
+    ],
     ids=lambda value: value["id"] if isinstance(value, dict) else value.__name__,
 )
 @torch.inference_mode()
