@@ -1,9 +1,10 @@
-// The server's routes, over fetch: the API key, errors as sentences, server-sent events.
+// The server's routes, over fetch: the API key, errors as sentences, server-sent events, when to try again.
 //
 // Knows no parameter and no element of the page. Addresses are relative to the page's own, so that it
 // works behind a proxy that adds a path.
 
 const KEY = "flux-pulid-api-key"; // in sessionStorage: gone with the tab
+const SILENCE_MS = 40_000; // of a stream whose connection is dead: the server sends something every 15 s
 
 export const BASE = new URL(".", location.href);
 
@@ -26,7 +27,31 @@ export const apiKey = () => sessionStorage.getItem(KEY) ?? "";
 export function setApiKey(key) {
   if (key) sessionStorage.setItem(KEY, key);
   else sessionStorage.removeItem(KEY);
+  tryNow();
 }
+
+const pauses = new Set(); // what ends each
+
+/** Wait before another try. Resolves to true where `tryNow` ended it. */
+export function pause(ms) {
+  return new Promise((resolve) => {
+    const end = (isEarly) => {
+      clearTimeout(timer);
+      pauses.delete(end);
+      resolve(isEarly);
+    };
+    const timer = setTimeout(end, ms, false);
+    pauses.add(end);
+  });
+}
+
+/** Whatever waits for its next try has it now: there is reason to hope. */
+export function tryNow() {
+  for (const end of [...pauses]) end(true);
+}
+
+addEventListener("online", tryNow);
+document.addEventListener("visibilitychange", () => document.hidden || tryNow());
 
 /** The response of a call that succeeded. Asks for a key where the server wants one and the call may. Throws ApiError. */
 export async function call(path, { method = "GET", json, signal, mayAskForKey = true } = {}) {
@@ -76,20 +101,25 @@ export function parseJson(text) {
   });
 }
 
-/** The events of a job, until the stream ends. */
-export async function* eventsOf(path, signal) {
-  const response = await call(path, { signal });
+/** The events of a job, until the stream ends. Throws where it breaks or falls silent. */
+export async function* eventsOf(path) {
+  const silence = new AbortController();
+  const response = await call(path, { signal: silence.signal });
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
+  let timer;
   try {
     for (;;) {
+      timer = setTimeout(() => silence.abort(), SILENCE_MS);
       const { value, done } = await reader.read();
+      clearTimeout(timer);
       if (done) return;
       const events = (rest + value).split("\n\n");
       rest = events.pop();
       yield* events.map(dataOf).filter(Boolean).map(parseJson);
     }
   } finally {
+    clearTimeout(timer);
     await reader.cancel().catch(() => {}); // it has ended, or the connection has
   }
 }

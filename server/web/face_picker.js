@@ -18,13 +18,19 @@ export class FacePicker {
 
   clear() {
     this.index = 0;
-    this.count = null; // of the faces found; null: nobody has looked
+    this.faces = null; // as they were found; null: nobody has looked
     this.frame.querySelector(".faces")?.remove();
     this.status.textContent = "";
   }
 
-  show({ faces }, remark) {
-    this.count = faces.length;
+  /** Null until somebody has looked. */
+  get count() {
+    return this.faces?.length ?? null;
+  }
+
+  show({ faces }, remark, index = 0) {
+    this.faces = faces;
+    this.index = index;
     const one = faces.length === 1 ? "1 face found." : `${faces.length} faces found: choose one.`;
     this.status.textContent = `${remark} ${faces.length ? one : ""}`.trim();
     const name = `Faces in the photo, ${faces.length}`;
@@ -44,6 +50,12 @@ export class FacePicker {
       height: `${(bottom - top) * 100}%`,
     });
     return label;
+  }
+
+  /** The box of the face that is meant, and those of the others, in fractions of the photo. */
+  boxes() {
+    const others = this.faces.filter(({ index }) => index !== this.index).map(({ box }) => box);
+    return { chosen: this.faces.find(({ index }) => index === this.index).box, others };
   }
 
   choose(index) {

@@ -5,11 +5,15 @@
 import { announce, byId, showProblem } from "./dom.js";
 import { Controls } from "./controls.js";
 import { Presets, Shapes } from "./presets.js";
+import { inWordsOfThePage } from "./sources.js";
 import { Who } from "./who.js";
 
 const ABOUT_FACES = ["no_face", "several_faces", "image_rejected", "identity_rejected"]; // codes of faults
 // A text about one of several photos begins with its field: "face_images[1]: The photo is damaged."
 const PLACE = /^((?:main_face_image|face_images|identity|faces)[\w[\].]*):? /;
+
+/** Is there something in a request that can be changed, so that it does not fail this way again? */
+export const isMendable = ({ code, fields }) => Boolean(fields?.length) || ABOUT_FACES.includes(code);
 
 export class RequestForm {
   /** `onSubmit` is called for the button and for Ctrl + Enter. */
@@ -90,10 +94,11 @@ export class RequestForm {
 
   /** An error in words: above the button and beside each field it is about. Gives the first to be focused. */
   showError({ message, code, fields = [] }) {
-    byId("form-problem").textContent = message;
+    byId("form-problem").textContent = inWordsOfThePage(message);
     const named = fields.length ? fields : placesIn(message);
     const shown = named.map(({ field, message: text }) => this.showFieldProblem(field, text)).filter(Boolean);
-    if (!shown.length && ABOUT_FACES.includes(code)) shown.push(this.who.showProblemOfAll(message));
+    const isAboutFaces = !shown.length && ABOUT_FACES.includes(code);
+    if (isAboutFaces) shown.push(this.who.showProblemOfAll(inWordsOfThePage(message)));
     return shown[0] ?? null;
   }
 
@@ -102,7 +107,8 @@ export class RequestForm {
     if (field === "prompt") this.showPromptProblem(text);
     else control?.show(text);
     openSettingsFor(control);
-    return field === "prompt" ? byId("prompt") : (control ?? this.who.showProblem(field, text));
+    if (field === "prompt") return byId("prompt");
+    return control ?? this.who.showProblem(field, inWordsOfThePage(text));
   }
 
   showPromptProblem(text) {

@@ -11,6 +11,11 @@ export function offerKeyDialog() {
   button.addEventListener("click", () => askForKey("Give another key, or none to forget it.", apiKey()));
 }
 
+/** `hear()` whenever the dialog has been closed and there is a key. */
+export function onKey(hear) {
+  byId("key-dialog").addEventListener("close", () => apiKey() && hear());
+}
+
 /** The key that the person gives in place of the one that was tried, or null. Calls share one dialog. */
 export function askForKey(refusal, tried) {
   if (apiKey() !== tried) return apiKey();

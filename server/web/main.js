@@ -21,9 +21,10 @@ async function start() {
   offerKeyDialog();
   let known; // resolves once the server is ready, which may be long after the page is shown
   const ready = new Promise((resolve) => (known = resolve));
-  const asked = [callJson("openapi.json"), History.open(), watchReadiness(known)];
-  const [openapi, history] = await Promise.all(asked);
-  const page = new Page(readSchema(openapi), history);
+  let page = null;
+  const watching = watchReadiness({ onReady: known, isBusy: () => page?.portraits.isBusy });
+  const [openapi, history] = await Promise.all([callJson("openapi.json"), History.open(), watching]);
+  page = new Page(readSchema(openapi), history);
   ready.then(({ profile }) => page.form.controls.begin("identity_similarity", profile !== ABSTRACT));
   byId("app").hidden = false;
   await page.recall();

@@ -71,7 +71,7 @@ export class MorePhotos {
     showBlob(image, file);
     const attributes = { type: "button", class: "remove", "aria-label": `Remove ${image.alt}` };
     const remove = el("button", attributes, "×");
-    const item = el("li", {}, image, remove);
+    const item = el("li", {}, image, el("span", { class: "number" }), remove);
     remove.addEventListener("click", () => this.remove(photo, item));
     byId("more-list").append(item);
     this.photos.push(photo);
@@ -90,17 +90,22 @@ export class MorePhotos {
 
   update() {
     const count = this.photos.length;
+    // The first is the one above the list.
+    this.items.forEach((item, i) => (item.querySelector(".number").textContent = String(i + 2)));
     byId("more-list").hidden = count === 0;
     byId("fusion").hidden = count === 0;
     byId("more-files").disabled = count >= this.most;
     this.onChange();
   }
 
-  showProblem(text) {
-    showProblem(byId("more-problem"), byId("more-files"), text);
+  get items() {
+    return [...byId("more-list").children];
   }
 
-  focus() {
-    byId("more-files").focus();
+  /** `at`: which of these photos is meant, if one is. Gives what is to be focused. */
+  showProblem(text, at = null) {
+    showProblem(byId("more-problem"), byId("more-files"), text);
+    this.items.forEach((item, i) => item.classList.toggle("wrong", i === at));
+    return this.items[at]?.querySelector("button") ?? byId("more-files");
   }
 }

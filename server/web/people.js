@@ -2,11 +2,9 @@
 //
 // Knows no route. How one person is described, `person.js` knows.
 
-import { announce, byId } from "./dom.js";
+import { announce, byId, el } from "./dom.js";
 import { Person } from "./person.js";
-import { columns, Regions } from "./regions.js";
-
-const FREE_PLACE = { left: 30, top: 10, width: 40, height: 80 }; // of one who comes after boxes were drawn
+import { columns, freePlace, Regions } from "./regions.js";
 
 export class People {
   /** `most`: how many there may be; `rules`: the parameters of a person; `server`: as for a PhotoField. */
@@ -18,6 +16,8 @@ export class People {
     this.all = [];
     this.startStep = null; // of the look; null: the default
     this.regions = new Regions(byId("plane"));
+    this.note = el("p", { class: "hint", role: "status" });
+    byId("person-add").before(this.note);
     byId("person-add").addEventListener("click", () => {
       this.add();
       this.all.at(-1).photo.focus();
@@ -36,7 +36,8 @@ export class People {
       onFocus: (person) => this.regions.raise(person),
       onChange: () => this.onChange(),
     };
-    const person = new Person(FREE_PLACE, { rules: this.rules, server: this.server, hears });
+    const place = freePlace(this.all.map(({ region }) => region));
+    const person = new Person(place, { rules: this.rules, server: this.server, hears });
     person.set({ start_step: this.startStep });
     this.all.push(person);
     byId("people-list").append(person.element);
@@ -96,6 +97,10 @@ export class People {
   /** What has to be mended first, or null. */
   check() {
     return this.all.map((person) => person.check()).find((wrong) => wrong !== null) ?? null;
+  }
+
+  showNote(text) {
+    this.note.textContent = text;
   }
 
   showProblem(text) {

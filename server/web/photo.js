@@ -7,7 +7,7 @@
 import { callJson } from "./api.js";
 import { announce, el, megabytes, showBlob, showProblem } from "./dom.js";
 import { FacePicker } from "./face_picker.js";
-import { dataUri, fitting, sizeOf } from "./pictures.js";
+import { dataUri, fitting, partAround, sizeOf } from "./pictures.js";
 
 export const PHOTO_TYPES = "image/jpeg,image/png,image/webp,image/gif,image/bmp,image/avif";
 export const IDENTITY_TYPE = ".safetensors";
@@ -26,6 +26,7 @@ export class PhotoField {
     this.onChange = onChange;
     this.photo = null; // {blob, size, text: data URI}
     this.identity = null; // base64 text of a file
+    this.isLooking = false; // for faces
     this.picker = new FacePicker(parts.frame, parts.status, onChange);
     this.turn = new AbortController(); // of the file that is being looked at
     parts.input.addEventListener("change", () => this.takeFrom(parts.input));
@@ -47,6 +48,16 @@ export class PhotoField {
     await (isIdentityFile(file) && this.server.takesIdentities
       ? this.takeIdentity(file, signal)
       : this.takePhoto(file, signal));
+    if (!signal.aborted && this.photo && this.server.listsFaces) await this.findFaces({ mayAskForKey: true });
+  }
+
+  /** Take what another field has, with the face chosen there. */
+  adopt({ photo, identity, picker, shown }) {
+    this.clear();
+    Object.assign(this, { photo, identity });
+    this.show(...shown);
+    if (picker.faces) this.picker.show(picker, shown.at(-1), picker.index);
+    else this.lookAgain();
   }
 
   async takePhoto(file, signal) {
@@ -64,7 +75,6 @@ export class PhotoField {
     const facts = `${size.width} × ${size.height}, ${megabytes(file.size)}`;
     this.show(file, file.name || "Pasted photo", facts, copy);
     announce(`Photo ${file.name} chosen.`);
-    if (this.server.listsFaces) await this.findFaces(signal);
   }
 
   copyRemark({ width, height }) {
@@ -81,49 +91,67 @@ export class PhotoField {
   }
 
   show(picture, name, facts, remark) {
-    const { image, frame, empty, chosen } = this.parts;
+    this.shown = [picture, name, facts, remark];
+    const { image, frame, empty, chosen, change } = this.parts;
     frame.classList.toggle("is-identity", picture === null);
     image.hidden = picture === null;
     if (picture) showBlob(image, picture);
     this.parts.name.replaceChildren(name, el("span", { class: "hint" }, facts));
     this.parts.status.textContent = remark;
-    empty.hidden = true;
-    chosen.hidden = false;
+    swap(empty, chosen, change);
     this.onChange();
   }
 
+  /** For faces, where that has not come to an end, as without a key. */
+  lookAgain() {
+    const isDue = this.photo !== null && this.picker.faces === null && !this.isLooking;
+    if (isDue && this.server.listsFaces) this.findFaces({ mayAskForKey: false });
+  }
+
   /** Without a key, or while the engine is loading, the photo is taken as it is: the portrait will tell. */
-  async findFaces(signal) {
-    const ask = { method: "POST", json: { image: this.photo.text }, signal, mayAskForKey: false };
+  async findFaces({ mayAskForKey }) {
+    const { signal } = this.turn;
+    const ask = { method: "POST", json: { image: this.photo.text }, signal, mayAskForKey };
     const { status } = this.parts;
-    const said = status.textContent;
+    const remark = this.shown.at(-1);
     status.textContent = "Looking for faces …";
+    this.isLooking = true;
     try {
       const found = await callJson("v1/faces", ask);
-      this.picker.show(found, said);
+      if (signal.aborted) return; // while a key was asked for
+      this.picker.show(found, remark);
       if (found.faces.length === 0) this.showProblem("No face was found in this photo. Choose another one.");
     } catch (error) {
-      if (error.name === "AbortError") return;
-      status.textContent = said;
+      if (signal.aborted) return;
+      status.textContent = remark;
       if (error.status === 400) this.showProblem(error.message);
+    } finally {
+      if (!signal.aborted) this.isLooking = false;
     }
   }
 
   clear() {
     this.turn.abort();
     this.turn = new AbortController();
+    this.isLooking = false;
     this.photo = this.identity = null;
     this.picker.clear();
     this.showProblem("");
     this.parts.image.removeAttribute("src");
-    this.parts.chosen.hidden = true;
-    this.parts.empty.hidden = false;
+    swap(this.parts.chosen, this.parts.empty, this.parts.input);
     this.onChange();
   }
 
   /** Which face was picked, for a request; nothing where there is no choice. */
   choice() {
     return this.picker.index > 0 ? { face_index: this.picker.index } : {};
+  }
+
+  /** The photo; where another face than the largest is meant, the part of it that shows this one. */
+  async photoOfTheFace() {
+    if (this.picker.index === 0) return this.photo;
+    const part = await partAround(this.photo.blob, this.picker.boxes());
+    return { ...part, text: await dataUri(part.blob) };
   }
 
   check() {
@@ -139,4 +167,11 @@ export class PhotoField {
   focus() {
     (this.isEmpty ? this.parts.input : this.parts.change).focus();
   }
+}
+
+/** One part of the page in the place of another. A focus that was in that one comes along. */
+function swap(gone, shown, target) {
+  shown.hidden = false;
+  if (gone.contains(document.activeElement)) target.focus();
+  gone.hidden = true;
 }

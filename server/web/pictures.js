@@ -1,4 +1,4 @@
-// Picture files as they are sent: their size, a smaller copy where one is needed, their text.
+// Picture files as they are sent: their size, a smaller copy or a part where one is needed, their text.
 //
 // Knows no element of the page and no route.
 
@@ -6,6 +6,8 @@ import { el } from "./dom.js";
 
 const JPEG_QUALITY = 0.92;
 const SMALLER = 0.8; // of each side, until a copy fits
+const MARGIN = 1.5; // around a face, of its box's width and height
+const COVER = "#808080"; // over faces that are not meant
 
 /** Width and height in pixels, upright; null for what the browser cannot read. */
 export async function sizeOf(blob) {
@@ -37,8 +39,45 @@ export async function redrawn(blob, { width, height }, type, quality) {
   const canvas = el("canvas", { width, height });
   canvas.getContext("2d").drawImage(bitmap, 0, 0, width, height);
   bitmap.close();
-  return new Promise((resolve) => canvas.toBlob(resolve, type, quality));
+  return blobOf(canvas, type, quality);
 }
+
+/**
+ * {blob, size}: the part of a picture around one face, in the pixels it has; other faces are covered.
+ * Boxes: left, top, right and bottom in fractions of the upright picture.
+ */
+export async function partAround(blob, { chosen, others }) {
+  const bitmap = await createImageBitmap(blob);
+  const face = inPixels(chosen, bitmap);
+  const [x, y] = [Math.max(0, face.x - MARGIN * face.width), Math.max(0, face.y - MARGIN * face.height)].map(
+    Math.floor,
+  );
+  const size = {
+    width: Math.ceil(Math.min(bitmap.width, face.x + (1 + MARGIN) * face.width)) - x,
+    height: Math.ceil(Math.min(bitmap.height, face.y + (1 + MARGIN) * face.height)) - y,
+  };
+  const canvas = el("canvas", size);
+  const context = canvas.getContext("2d");
+  const draw = () => context.drawImage(bitmap, -x, -y);
+  draw();
+  context.fillStyle = COVER;
+  for (const other of others.map((box) => inPixels(box, bitmap))) {
+    context.fillRect(other.x - x, other.y - y, other.width, other.height);
+  }
+  // Where faces overlap, the one that is meant stays whole.
+  context.beginPath();
+  context.rect(face.x - x, face.y - y, face.width, face.height);
+  context.clip();
+  draw();
+  bitmap.close();
+  return { blob: await blobOf(canvas, "image/jpeg", JPEG_QUALITY), size };
+}
+
+function inPixels([left, top, right, bottom], { width, height }) {
+  return { x: left * width, y: top * height, width: (right - left) * width, height: (bottom - top) * height };
+}
+
+const blobOf = (canvas, type, quality) => new Promise((done) => canvas.toBlob(done, type, quality));
 
 /** The file as text: "data:image/jpeg;base64,...". */
 export function dataUri(blob) {
@@ -50,10 +89,13 @@ export function dataUri(blob) {
   });
 }
 
+/** Can photos ({text}) go into one request as they are? */
+export const fitTogether = (photos, room) => photos.reduce((sum, { text }) => sum + text.length, 0) <= room;
+
 /** The texts of photos ({blob, size, text}) for one request, smaller copies where they need more room. */
 export function textsWithin(photos, room) {
   const share = room / photos.length;
-  const fits = photos.reduce((sum, { text }) => sum + text.length, 0) <= room;
+  const fits = fitTogether(photos, room);
   const within = async (photo) =>
     fits || photo.text.length <= share ? photo.text : dataUri((await fitting(photo, share * 0.99)).blob);
   return Promise.all(photos.map(within));

@@ -2,17 +2,18 @@
 //
 // A portrait is a plain object:
 //   id, at (ms), sent (the request, with names in the place of files), state (the wire's words), cancelled,
-//   position (jobs before it), step, steps, left (seconds), preview (data URI), error, code, fields,
+//   trouble (why it is not known now how it stands, or null), position (jobs before it), step, steps,
+//   left (seconds), preview (data URI), error, code, fields,
 //   pictures [{path, seed, width, height, bytes, similarity: [a number or null for each person]}],
 //   seconds, thumbnail (Blob)
 
-import { ApiError, BASE, call, callJson, eventsOf } from "./api.js";
+import { BASE, call, callJson, eventsOf, pause } from "./api.js";
 import { redrawn } from "./pictures.js";
 import { withNames } from "./sources.js";
 
-const ATTEMPTS = 8; // to open a stream that ended too early, one after the other
+const FIRST_PAUSE_MS = 500; // before another look at a job; doubled each time
+const LONGEST_PAUSE_MS = 30_000;
 const THUMBNAIL_PX = 256;
-const KNOWS_NO_MORE = [401, 404];
 
 /** Until its pictures are known, or it has failed. */
 export const isRunning = ({ state, pictures }) => state !== "FAILED" && pictures.length === 0;
@@ -25,6 +26,10 @@ export class Portraits {
     this.onChange = onChange;
     this.onGone = onGone;
     this.all = new Map(); // by id, the oldest first
+  }
+
+  get isBusy() {
+    return [...this.all.values()].some(isRunning);
   }
 
   /** What this browser remembers; what was running is followed again. */
@@ -46,30 +51,56 @@ export class Portraits {
     return portrait;
   }
 
-  /** Take part in a job until it has ended, however often the stream breaks. */
+  /**
+   * Take part in a job until it has ended. No failed connection ends that: the server has accepted the
+   * job and still has it when it is back. Only the server can say that it failed, or is not known (404).
+   */
   async follow(portrait) {
-    try {
-      for await (const status of statuses(portrait.id, this.query)) {
-        this.tell(portrait, readStatus(status));
+    for (let failures = 0; isRunning(portrait) && this.all.has(portrait.id); failures += 1) {
+      try {
+        await this.listen(portrait, () => (failures = 0));
+        if (portrait.state === "COMPLETED") await this.fetchPictures(portrait);
+      } catch (error) {
+        this.tell(portrait, newsOf(error));
+        if (error.status === 401) await untilTriedNow(); // who gave no key is not asked all the time
       }
-      if (portrait.state === "COMPLETED") await this.complete(portrait);
-    } catch (error) {
-      this.tell(portrait, { state: "FAILED", error: error.message });
+      if (isRunning(portrait) && (await pause(pauseAfter(failures)))) failures = 0;
     }
-    if (portrait.state !== "FAILED") return;
-    this.all.delete(portrait.id); // what failed is told once and not kept
-    await this.history.forget(portrait.id);
+    if (portrait.state === "FAILED") await this.drop(portrait);
+    else if (!isRunning(portrait)) await this.complete(portrait);
   }
 
-  async complete(portrait) {
+  /** Hear how a job stands, until it has ended or the stream has. */
+  async listen(portrait, onNews) {
+    if (portrait.state === "COMPLETED") return;
+    for await (const status of eventsOf(`v2/requests/${portrait.id}/events${this.query}`)) {
+      this.tell(portrait, { ...readStatus(status), trouble: null });
+      onNews();
+    }
+  }
+
+  async fetchPictures(portrait) {
     const result = await callJson(`v2/requests/${portrait.id}`);
-    const pictures = picturesOf(result);
-    this.tell(portrait, { pictures, seconds: result.metrics.inference_time });
+    this.tell(portrait, {
+      pictures: picturesOf(result),
+      seconds: result.metrics.inference_time,
+      trouble: null,
+    });
+  }
+
+  /** Remember its pictures, and a small copy of the first. */
+  async complete(portrait) {
     portrait.preview = null; // it was shown until the picture is loaded, and is not kept
     await this.history.put(portrait);
-    const thumbnail = await thumbnailOf(pictures[0]).catch(() => null); // the list shows an empty place then
+    const thumbnail = await thumbnailOf(portrait.pictures[0]).catch(() => null); // an empty place in the list
     this.tell(portrait, { thumbnail });
     await this.history.put(portrait);
+  }
+
+  /** What failed is told once and not kept. */
+  async drop(portrait) {
+    this.all.delete(portrait.id);
+    await this.history.forget(portrait.id);
   }
 
   tell(portrait, news) {
@@ -111,27 +142,18 @@ export class Portraits {
   }
 }
 
-/** The statuses of a job up to its last. Throws ApiError when the server does not know it or stays away. */
-async function* statuses(id, query) {
-  let failure = new ApiError(
-    "The server stopped telling how this portrait stands. Reload the page to look again.",
-  );
-  for (let attempt = 0; attempt < ATTEMPTS; attempt += 1) {
-    try {
-      let last = null;
-      for await (const status of eventsOf(`v2/requests/${id}/events${query}`)) {
-        yield (last = status);
-        attempt = 0;
-      }
-      if (last?.status === "COMPLETED" || last?.status === "FAILED") return;
-    } catch (error) {
-      if (KNOWS_NO_MORE.includes(error.status)) throw error;
-      failure = error;
-    }
-    await new Promise((resolve) => setTimeout(resolve, 500 * (attempt + 1)));
-  }
-  throw failure;
+/** What an error tells of a portrait that is being followed. */
+function newsOf({ status, message }) {
+  if (status === 404) return { state: "FAILED", error: message };
+  if (status === 401) return { trouble: "Waiting for an API key" };
+  return { trouble: status ? `${message} Trying again` : "Connection lost, trying again" };
 }
+
+async function untilTriedNow() {
+  while (!(await pause(LONGEST_PAUSE_MS)));
+}
+
+const pauseAfter = (failures) => Math.min(FIRST_PAUSE_MS * 2 ** failures, LONGEST_PAUSE_MS);
 
 function readStatus({ status, queue_position: position, progress, preview, error, code, fields }) {
   return {

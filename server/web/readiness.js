@@ -1,30 +1,68 @@
-// Whether the server can paint now, how far the loading of its engine is, and what it says of its pictures.
+// Whether the server can be reached and can paint now, how far the loading of its engine is, and what it
+// says of its pictures.
 
-import { BASE } from "./api.js";
+import { BASE, pause, tryNow } from "./api.js";
 import { announce, byId, capitalised } from "./dom.js";
 
-const LOOK_AGAIN_MS = 1000; // at a server that is not ready
+const SOON_MS = 2000; // while a portrait is in the making, or the server is not ready or out of reach
+const LATER_MS = 30_000;
+const PATIENCE_MS = 10_000; // with one look
 
-/** Looks until the server is ready: then `onReady({profile, ...})`. Resolves after the first look. */
-export async function watchReadiness(onReady) {
-  const response = await fetch(new URL("ready", BASE), { cache: "no-store" });
+/**
+ * Looks as long as the page is open. Whenever the server is ready: `onReady({profile, ...})`.
+ * `isBusy()`: is a portrait in the making? Resolves after the first look; throws where that had no answer.
+ */
+export async function watchReadiness({ onReady, isBusy }) {
+  goOn(await look(onReady), { onReady, isBusy });
+}
+
+async function goOn(isReady, { onReady, isBusy }) {
+  for (let isWell = isReady, isAway = false; ; ) {
+    await untilNextLook(() => isWell && !isBusy());
+    try {
+      isWell = await look(onReady);
+      if (isAway) tryNow();
+      isAway = false;
+    } catch {
+      isWell = false;
+      isAway = true;
+      showState("is-away", "No connection to the server");
+      byId("loading").hidden = true; // nobody knows how far it is
+    }
+  }
+}
+
+/** Soon, or later while `isCalm()`. */
+async function untilNextLook(isCalm) {
+  const last = performance.now();
+  let isEarly = false;
+  do isEarly = await pause(SOON_MS);
+  while (!isEarly && isCalm() && performance.now() - last < LATER_MS);
+}
+
+/** Is the server ready? Throws where it does not say so itself. */
+async function look(onReady) {
+  const signal = AbortSignal.timeout(PATIENCE_MS);
+  const response = await fetch(new URL("ready", BASE), { cache: "no-store", signal });
   const answer = await response.json();
-  showState(response.ok, answer);
   showLoading(response.ok ? null : answer);
+  if (!response.ok) {
+    showState("is-waiting", `Not ready${answer.reason ? `: ${whatOf(answer.reason)}` : ""}`);
+    return false;
+  }
+  showState("is-ready", `${answer.profile} on ${answer.device}`);
   byId("notice").textContent = answer.notice ? `${capitalised(answer.notice)}.` : "";
   byId("notice").hidden = !answer.notice;
-  if (response.ok) onReady(answer);
-  else setTimeout(() => lookAgain(onReady), LOOK_AGAIN_MS);
+  onReady(answer);
+  return true;
 }
 
-function lookAgain(onReady) {
-  watchReadiness(onReady).catch(() => setTimeout(() => lookAgain(onReady), LOOK_AGAIN_MS));
-}
+/** "the engine is still loading: FLUX transformer, 43 percent" without the part that changes all the time. */
+const whatOf = (reason) => reason.split(":")[0];
 
-function showState(isReady, { profile, device }) {
-  const text = isReady ? `${profile} on ${device}` : "Not ready";
+function showState(kind, text) {
   const state = byId("server-state");
-  state.classList.toggle("is-ready", isReady);
+  state.className = `state ${kind}`;
   if (state.textContent !== text) state.textContent = text; // it is read aloud each time it is set
 }
 

@@ -7,20 +7,17 @@ import { el } from "./dom.js";
 
 const CORNERS = ["nw", "ne", "sw", "se"];
 const SMALLEST = 5; // percent
+const ENOUGH = 20; // percent, for somebody who is new
 
 const between = (low, value, high) => Math.min(Math.max(value, low), high);
 
-/** The region with one side of it set to a number, and the rest moved no more than it must. */
+/** The region with one side of it set to a number, as far as it stays in the picture; the others stay. */
 export function withSide(region, side, number) {
   const value = Math.round(number);
-  if (side === "left") return fitted(region, "left", "width", between(0, value, 100 - SMALLEST));
-  if (side === "top") return fitted(region, "top", "height", between(0, value, 100 - SMALLEST));
+  if (side === "left") return { ...region, left: between(0, value, 100 - region.width) };
+  if (side === "top") return { ...region, top: between(0, value, 100 - region.height) };
   const start = side === "width" ? region.left : region.top;
   return { ...region, [side]: between(SMALLEST, value, 100 - start) };
-}
-
-function fitted(region, start, length, value) {
-  return { ...region, [start]: value, [length]: Math.min(region[length], 100 - value) };
 }
 
 function moved({ left, top, width, height }, across, down) {
@@ -47,6 +44,40 @@ function resized({ left, top, width, height }, corner, across, down) {
 export function columns(count) {
   const edges = Array.from({ length: count + 1 }, (_, i) => Math.round((100 * i) / count));
   return edges.slice(1).map((right, i) => ({ left: edges[i], top: 0, width: right - edges[i], height: 100 }));
+}
+
+/** For one more beside these regions: the largest free part, or the column that has the least of them. */
+export function freePlace(regions) {
+  const isEnough = ({ width, height }) => Math.min(width, height) >= ENOUGH;
+  const free = rectanglesBetween(regions).filter((area) => isEnough(area) && shared(area, regions) === 0);
+  // Of two as large the taller one: people are.
+  const largest = free.sort((a, b) => b.width * b.height - a.width * a.height || b.height - a.height)[0];
+  if (largest) return largest;
+  return columns(regions.length + 1).sort((a, b) => shared(a, regions) - shared(b, regions))[0];
+}
+
+/** All that have edges of these regions, or of the picture, as their own. */
+function rectanglesBetween(regions) {
+  const across = spans(regions.flatMap(({ left, width }) => [left, left + width]));
+  const down = spans(regions.flatMap(({ top, height }) => [top, top + height]));
+  return across.flatMap(([left, right]) =>
+    down.map(([top, bottom]) => ({ left, top, width: right - left, height: bottom - top })),
+  );
+}
+
+function spans(edges) {
+  const all = [...new Set([0, 100, ...edges])];
+  return all.flatMap((from) => all.filter((to) => to > from).map((to) => [from, to]));
+}
+
+/** How much of an area these regions cover; what two cover counts twice. */
+function shared(area, regions) {
+  const common = (start, length) => (one) => {
+    const end = Math.min(area[start] + area[length], one[start] + one[length]);
+    return Math.max(0, end - Math.max(area[start], one[start]));
+  };
+  const [across, down] = [common("left", "width"), common("top", "height")];
+  return regions.reduce((sum, one) => sum + across(one) * down(one), 0);
 }
 
 export class Regions {

@@ -32,6 +32,15 @@ function personWith({ photo, identity, ...rest }, number, change) {
   };
 }
 
+/** A text of the server with its names of photos and people in the words of the page, counted from 1. */
+export function inWordsOfThePage(text) {
+  return text
+    .replace(/\bmain_face_image: /g, "Photo 1: ")
+    .replace(/\bface_images\[(\d+)\]/g, (_, at) => `Photo ${Number(at) + 2}`)
+    .replace(/\bfaces\[(\d+)\](?:\.(?:photo|identity)\b|\.(?=\w))?/g, (_, at) => `Person ${Number(at) + 1} `)
+    .replace(/(Person \d+) (?=\W|$)/g, "$1");
+}
+
 /** The request with names in the place of files, to be kept and shown. */
 export const withNames = (request) => mapFiles(request, (_, name) => name);
 

@@ -5,6 +5,7 @@
 
 import { BASE } from "./api.js";
 import { announce, duration, el, inWords, showBlob } from "./dom.js";
+import { isMendable } from "./form.js";
 import { explanation, likenessText } from "./likeness.js";
 import { isRunning } from "./portraits.js";
 import { Preview } from "./preview.js";
@@ -74,22 +75,23 @@ export class Stage {
   }
 
   tellQuarters() {
-    const { state, step, steps } = this.portrait;
-    const now = `${state} ${steps ? Math.floor((QUARTERS * step) / steps) : 0}`;
+    const { state, step, steps, trouble } = this.portrait;
+    const now = `${trouble ?? ""} ${state} ${steps ? Math.floor((QUARTERS * step) / steps) : 0}`;
     if (now !== this.running.told) announce(progressText(this.portrait));
     this.running.told = now;
   }
 
   failure() {
-    const { error, cancelled, sent } = this.portrait;
+    const { error, code, sent } = this.portrait;
+    const isCancelled = code === "cancelled";
     const buttons = [this.button("Try again", "retry"), this.button("Use these settings", "reuse")];
-    if (!cancelled) buttons.unshift(this.button("Show what to change", "mend"));
+    if (isMendable(this.portrait)) buttons.unshift(this.button("Show what to change", "mend"));
     return [
       el(
         "div",
-        { class: `outcome ${cancelled ? "calm" : "wrong"}` },
-        el("h2", {}, cancelled ? "Cancelled" : "No picture this time"),
-        el("p", {}, error),
+        { class: `outcome ${isCancelled ? "calm" : "wrong"}` },
+        el("h2", {}, isCancelled ? "Cancelled" : "No picture this time"),
+        isCancelled ? null : el("p", {}, error),
         el("div", { class: "buttons" }, ...buttons),
       ),
       quote(sent.prompt),
@@ -212,7 +214,8 @@ export class Stage {
 }
 
 /** "Step 3 of 20, about 12 s left". */
-export function progressText({ state, position, step, steps, left, cancelled }) {
+export function progressText({ state, position, step, steps, left, cancelled, trouble }) {
+  if (trouble) return trouble;
   if (cancelled) return "Cancelling …";
   if (state === "COMPLETED") return "Finishing the picture";
   if (state === "QUEUED") {

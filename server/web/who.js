@@ -3,12 +3,13 @@
 // Gives the wire's fields for them and says what is wrong with each. The simple case, one photo, is
 // all there is to see until more is asked for.
 
-import { byId, announce } from "./dom.js";
+import { byId, announce, megabytes } from "./dom.js";
 import { offerToSave } from "./identity.js";
+import { onKey } from "./key_dialog.js";
 import { MorePhotos } from "./more_photos.js";
 import { People } from "./people.js";
 import { PhotoField } from "./photo.js";
-import { textsWithin } from "./pictures.js";
+import { fitTogether, textsWithin } from "./pictures.js";
 
 // Of the largest request, for everything but the photos.
 const ROOM_FOR_THE_REST = 0.03;
@@ -42,7 +43,8 @@ export class Who {
       this.photo.clear();
       byId("photo-file").focus();
     });
-    byId("several-toggle").addEventListener("click", () => this.setSeveral(!this.isSeveral));
+    byId("several-toggle").addEventListener("click", () => this.toggleSeveral());
+    onKey(() => this.allPhotos().forEach((photo) => photo.lookAgain()));
     document.addEventListener("paste", (event) => {
       const file = [...event.clipboardData.files].find(({ type }) => type.startsWith("image/"));
       if (file) this.take(file);
@@ -58,6 +60,17 @@ export class Who {
     else this.photo.take(file);
   }
 
+  allPhotos() {
+    return [this.photo, ...this.people.all.map(({ photo }) => photo)];
+  }
+
+  /** A photo that has been chosen already is the first person's. */
+  toggleSeveral() {
+    this.setSeveral(!this.isSeveral);
+    const [first] = this.people.all;
+    if (this.isSeveral && first.photo.isEmpty && !this.photo.isEmpty) first.photo.adopt(this.photo);
+  }
+
   setSeveral(isSeveral) {
     if (isSeveral === this.isSeveral) return;
     this.isSeveral = isSeveral;
@@ -71,11 +84,13 @@ export class Who {
 
   update() {
     if (this.more === undefined) return; // its parts are still being made
-    const { photo, more } = this;
+    const { photo, more, people } = this;
+    people.showNote(this.copiesRemark(people.all.map((person) => person.photo.photo).filter(Boolean)));
     byId("identity-save").disabled = photo.photo === null;
+    byId("photo-hint").hidden = photo.identity !== null;
     byId("more-photos").classList.toggle("unused", photo.identity !== null);
     byId("more-note").textContent = this.note();
-    const count = more.photos.length;
+    const count = photo.identity === null ? more.photos.length : 0;
     byId("more-count").textContent = count ? `${count + 1} photos` : "";
   }
 
@@ -84,8 +99,18 @@ export class Who {
     const { photo, more } = this;
     if (more.photos.length === 0) return "";
     if (photo.identity !== null) return "Not sent: the identity file takes the place of all photos.";
-    if (photo.picker.index === 0) return "";
-    return `Face ${photo.picker.index + 1} is then taken in each of these photos, counted from the largest.`;
+    const isPart = photo.picker.index > 0;
+    const part = isPart ? "Of the first photo, only the part around the chosen face is sent." : "";
+    const given = [photo.photo, ...more.photos].filter(Boolean);
+    return `${part} ${this.copiesRemark(given)}`.trim();
+  }
+
+  /** Several photos share the room of a request. */
+  copiesRemark(photos) {
+    if (photos.length < 2 || fitTogether(photos, this.room)) return "";
+    const most = megabytes(Number(document.body.dataset.maxBodyBytes));
+    const why = `Together these photos are above the ${most} this server takes in one request`;
+    return `${why}: smaller copies are sent.`;
   }
 
   setShape(size) {
@@ -106,12 +131,14 @@ export class Who {
   async fieldsOfTheOne() {
     const { photo, more } = this;
     if (photo.identity !== null) return { identity: photo.identity };
-    const [main, ...others] = await textsWithin([photo.photo, ...more.photos], this.room);
+    const isAlone = more.photos.length === 0;
+    const first = isAlone ? photo.photo : await photo.photoOfTheFace(); // a number would count in each photo
+    const [main, ...others] = await textsWithin([first, ...more.photos], this.room);
     return {
       main_face_image: main,
       ...(others.length && { face_images: others }),
       ...more.fusion(),
-      ...photo.choice(),
+      ...(isAlone && photo.choice()),
     };
   }
 
@@ -137,8 +164,11 @@ export class Who {
   }
 
   askForFiles() {
-    const first = this.check();
-    if (first) first.showProblem("Choose the photo again: this browser does not keep photos.");
+    const photos = this.isSeveral ? this.people.all.map(({ photo }) => photo) : [this.photo];
+    const missing = photos.filter(({ isEmpty }) => isEmpty);
+    const text = "Choose the photo again: this browser does not keep photos.";
+    for (const photo of missing) photo.showProblem(text);
+    const first = missing[0] ?? this.check();
     first?.focus();
     return first;
   }
@@ -148,7 +178,7 @@ export class Who {
     const [, at, name] = /^faces\[(\d+)\]\.?(.*)/.exec(field) ?? [];
     if (at !== undefined && this.people.all[at]) return this.people.all[at].showProblem(name, text);
     if (field === "faces") return this.showProblemOfAll(text);
-    if (field.startsWith("face_images")) return this.showProblemOfMore(text);
+    if (field.startsWith("face_images")) return this.showProblemOfMore(field, text);
     if (!["main_face_image", "identity", "face_index"].includes(field)) return null;
     this.photo.showProblem(text);
     return this.photo;
@@ -163,10 +193,10 @@ export class Who {
     return (suspect ?? all[0]).photo;
   }
 
-  showProblemOfMore(text) {
+  showProblemOfMore(field, text) {
     byId("more").open = true;
-    this.more.showProblem(text);
-    return this.more;
+    const [, at] = /\[(\d+)\]/.exec(field) ?? [];
+    return this.more.showProblem(text, at === undefined ? null : Number(at));
   }
 
   forgetProblems() {

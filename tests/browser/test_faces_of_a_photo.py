@@ -77,6 +77,27 @@ def test_the_largest_is_taken_unless_another_is_picked_with_the_mouse_or_the_key
     expect(visitor.portraits()).to_have_count(3)
 
 
+def test_the_focus_stays_where_it_is_seen_when_a_photo_is_chosen_by_keyboard(visitor, couple):
+    visitor.page.keyboard.press("Tab")
+    files = visitor.page.get_by_label("Choose a photo")
+    for _ in range(2):
+        files.focus()
+        files.set_input_files(couple)
+        expect(visitor.button("Change")).to_be_focused()
+        assert visitor.button("Change").evaluate("it => getComputedStyle(it).outlineStyle") == "solid"
+        expect(face(visitor, 2)).to_be_visible()
+        visitor.button("Remove").press("Enter")
+        expect(files).to_be_focused()
+
+
+def test_another_photo_taken_from_the_change_button_keeps_the_focus_there(visitor, couple):
+    visitor.choose(couple)
+    visitor.button("Change").focus()
+    visitor.page.get_by_label("Choose a photo").set_input_files(couple)
+    expect(face(visitor, 2)).to_be_visible()
+    expect(visitor.button("Change")).to_be_focused()
+
+
 def test_another_photo_forgets_the_choice(visitor, couple):
     visitor.asks_for_a_small_one(num_steps=1)
     visitor.choose(couple)

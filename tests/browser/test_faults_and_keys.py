@@ -93,15 +93,17 @@ def test_a_server_that_is_gone_is_told_and_the_form_stays_usable(visitor):
 def test_a_key_is_asked_for_once_and_kept_in_the_tab_only(visit, keyed_server, api_key):
     visitor = visit(keyed_server)
     visitor.expected = {401}
-    visitor.asks_for_a_small_one(num_steps=1)
     dialog = visitor.page.get_by_role("dialog")
-    visitor.make()
+    visitor.choose()
     expect(dialog).to_contain_text("This server asks for an API key.")
     dialog.get_by_label("Your key").fill("SG_wrong")
     dialog.get_by_role("button", name="Use this key").click()
     expect(dialog).to_contain_text("not valid here")
     dialog.get_by_label("Your key").fill(api_key)
     dialog.get_by_label("Your key").press("Enter")
+    expect(dialog).to_be_hidden()
+    visitor.asks_for_a_small_one(num_steps=1)
+    visitor.make()
     visitor.gets_a_picture()
     expect(dialog).to_be_hidden()
     visitor.button("Same again, another seed").click()
@@ -113,7 +115,8 @@ def test_a_key_is_asked_for_once_and_kept_in_the_tab_only(visit, keyed_server, a
 def test_without_a_key_nothing_is_made_and_the_page_says_why(visit, keyed_server):
     visitor = visit(keyed_server)
     visitor.expected = {401}
-    visitor.asks_for_a_small_one(num_steps=1)
+    choose_without_a_key(visitor)
+    visitor.say("portrait")
     visitor.make()
     expect(visitor.page.get_by_role("dialog")).to_be_visible()
     visitor.page.keyboard.press("Escape")
@@ -122,12 +125,36 @@ def test_without_a_key_nothing_is_made_and_the_page_says_why(visit, keyed_server
     expect(visitor.portraits()).to_have_count(0)
 
 
+def choose_without_a_key(visitor):
+    visitor.choose()
+    expect(visitor.page.get_by_role("dialog")).to_be_visible()
+    visitor.page.keyboard.press("Escape")
+    expect(visitor.page.get_by_role("dialog")).to_be_hidden()
+
+
+def test_faces_are_looked_for_again_once_there_is_a_key(visit, keyed_server, api_key):
+    visitor = visit(keyed_server)
+    visitor.expected = {401}
+    choose_without_a_key(visitor)
+    found = "No face was found in this photo."  # the engine of this server finds none anywhere
+    expect(visitor.problem_with("main_face_image")).not_to_contain_text(found)
+    visitor.say("portrait")
+    visitor.make()
+    visitor.page.get_by_label("Your key").fill(api_key)
+    visitor.button("Use this key").click()
+    expect(visitor.problem_with("main_face_image")).to_contain_text(found)
+    visitor.gets_a_picture()
+
+
 def test_a_photo_above_the_servers_limit_is_sent_as_a_smaller_copy_and_the_page_says_so(
     visit, keyed_server, api_key
 ):
     visitor = visit(keyed_server)
     visitor.expected = {401}
-    visitor.asks_for_a_small_one(num_steps=1)
+    visitor.choose()
+    visitor.page.get_by_label("Your key").fill(api_key)
+    visitor.button("Use this key").click()
+    visitor.say("portrait")
     expect(visitor.page.locator("#photo-faces")).to_contain_text("takes 60 kB in one request, so a copy of")
     sent = visitor.make()
     photo = base64.b64decode(sent["main_face_image"].partition(",")[2])
@@ -135,6 +162,4 @@ def test_a_photo_above_the_servers_limit_is_sent_as_a_smaller_copy_and_the_page_
     assert form == "JPEG"
     assert 256 < height < 512
     assert width / height == pytest.approx(392 / 512, rel=0.01)
-    visitor.page.get_by_label("Your key").fill(api_key)
-    visitor.button("Use this key").click()
     visitor.gets_a_picture()

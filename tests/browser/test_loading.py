@@ -16,7 +16,7 @@ def test_the_page_waits_with_the_person_until_the_engine_is_loaded(visit, tmp_pa
         visitor.expected = {503}
         banner = visitor.page.locator("#loading")
         expect(banner).to_contain_text("The engine is still loading")
-        expect(visitor.page.locator("#server-state")).to_have_text("Not ready")
+        expect(visitor.page.locator("#server-state")).to_have_text("Not ready: the engine is still loading")
         visitor.choose(scripted_photo)
         visitor.say("portrait")
         expect(visitor.page.locator("#photo-problem")).to_be_empty()

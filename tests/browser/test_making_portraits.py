@@ -63,6 +63,8 @@ def test_a_portrait_that_takes_too_long_can_be_cancelled(visitor):
     expect(visitor.page.locator(".progress-text")).to_contain_text("Step ", timeout=PICTURE_MS)
     visitor.button("Cancel").click()
     expect(visitor.page.get_by_role("heading", name="Cancelled")).to_be_visible(timeout=PICTURE_MS)
+    expect(visitor.page.locator("#stage").get_by_text("cancelled")).to_have_count(1)
+    expect(visitor.button("Show what to change")).to_have_count(0)
     expect(visitor.portraits()).to_have_count(0)
     expect(visitor.alert()).to_be_empty()
 

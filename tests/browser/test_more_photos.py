@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import base64
+import re
+from pathlib import Path
 
 import httpx
+import insightface
 import pytest
+from PIL import Image
 from playwright.sync_api import expect
 
 from browser.visitor import PHOTO, PICTURE_MS
 from live_server import PHOTOS
+
+CROWD = Path(insightface.__file__).parent / "data" / "images" / "t1.jpg"  # six people at a table
 
 
 def text_of(photo):
@@ -67,12 +73,96 @@ def test_there_may_be_eight_photos_altogether(visitor):
     expect(visitor.page.get_by_label("Add photos")).to_be_disabled()
 
 
-def test_a_face_picked_in_the_first_photo_is_said_to_count_for_all(visitor, couple):
+def faces_of(server, photo):
+    """Of a photo in bytes or as the page sends it, the largest first."""
+    image = photo if isinstance(photo, str) else base64.b64encode(photo).decode()
+    answer = server.client.post("/v1/faces", json={"image": image}).json()
+    return [
+        (round((right - left) * answer["width"]), round((bottom - top) * answer["height"]))
+        for left, top, right, bottom in (face["box"] for face in answer["faces"])
+    ]
+
+
+@pytest.mark.parametrize("number", range(2, 7))
+def test_of_a_group_only_the_chosen_face_is_sent_beside_more_photos(visitor, server, number):
+    visitor.asks_for_a_small_one(num_steps=1)
+    visitor.choose(CROWD)
+    visitor.unfold_more()
+    add(visitor, PHOTO)
+    visitor.page.get_by_role("radio", name=f"Face {number} of 6").check()
+    expect(visitor.page.locator("#more-note")).to_contain_text("only the part around the chosen face is sent")
+    sent = visitor.make()
+    assert "face_index" not in sent
+    assert sent["face_images"] == [text_of(PHOTO)]
+    [size] = faces_of(server, sent["main_face_image"])
+    assert size == pytest.approx(faces_of(server, CROWD.read_bytes())[number - 1], rel=0.15)
+    visitor.gets_a_picture()
+
+
+def test_a_chosen_face_beside_another_photo_is_saved_as_a_file(visitor, couple):
     visitor.choose(couple)
     visitor.unfold_more()
     add(visitor, PHOTO)
     visitor.page.get_by_role("radio", name="Face 2 of 2").check()
-    expect(visitor.page.locator("#more-note")).to_contain_text("Face 2 is then taken in each of these photos")
+    with visitor.page.expect_request("**/v1/identities") as asked, visitor.page.expect_download():
+        visitor.button("Save this face as a file").click()
+    assert asked.value.post_data_json.keys() == {"main_face_image", "face_images"}
+
+
+def test_which_of_several_photos_shows_no_face_is_told_and_marked(visitor, nobody):
+    visitor.expected = {400}
+    visitor.asks_for_a_small_one(num_steps=1)
+    visitor.unfold_more()
+    add(visitor, PHOTO, nobody)
+    expect(added(visitor).locator(".number")).to_have_text(["2", "3"])
+    visitor.make()
+    expect(visitor.page.locator("#more-problem")).to_have_text(
+        re.compile("^Photo 3: No face found."), timeout=PICTURE_MS
+    )
+    expect(visitor.alert()).to_have_text(re.compile("^Photo 3: No face found."))
+    expect(added(visitor).nth(0)).not_to_have_class("wrong")
+    expect(added(visitor).nth(1)).to_have_class("wrong")
+    expect(visitor.button("Remove nobody.png")).to_be_focused()
+    visitor.button("Remove ardern.jpg").click()
+    expect(added(visitor).locator(".number")).to_have_text(["2"])
+    expect(added(visitor)).not_to_have_class("wrong")
+
+
+def test_photos_that_are_too_large_together_are_reduced_and_the_page_says_so(
+    visit, keyed_server, api_key, tmp_path
+):
+    visitor = visit(keyed_server)
+    visitor.page.evaluate("key => sessionStorage.setItem('flux-pulid-api-key', key)", api_key)
+    small = tmp_path / "small.jpg"
+    Image.open(PHOTO).resize((300, 392)).save(small, quality=90)
+    assert 22_000 < small.stat().st_size < 43_000
+    visitor.choose(small)
+    visitor.say("portrait")
+    visitor.unfold_more()
+    note = visitor.page.locator("#more-note")
+    expect(note).to_be_empty()
+    add(visitor, small)
+    expect(note).to_contain_text("above the 60 kB this server takes in one request: smaller copies are sent")
+    sent = visitor.make()
+    assert len(sent["main_face_image"]) + len(sent["face_images"][0]) < 60_000
+    visitor.gets_a_picture()
+
+
+def test_under_an_identity_file_nothing_speaks_of_photos_that_are_sent(visitor, tmp_path):
+    visitor.choose()
+    visitor.unfold_more()
+    add(visitor, PHOTO)
+    expect(visitor.page.locator("#more-count")).to_have_text("2 photos")
+    (tmp_path / "some.safetensors").write_bytes(b"any")
+    visitor.page.get_by_label("Use an identity file").set_input_files(tmp_path / "some.safetensors")
+    expect(visitor.page.locator("#more-note")).to_contain_text(
+        "the identity file takes the place of all photos"
+    )
+    expect(visitor.page.locator("#more-count")).to_be_empty()
+    for hint in ("One clear face, from the front.", "From other sides, evenly lit"):
+        expect(visitor.page.get_by_text(hint)).to_be_hidden()
+    visitor.button("Remove").click()
+    expect(visitor.page.get_by_text("One clear face, from the front.")).to_be_visible()
 
 
 @pytest.mark.parametrize("photos", [[], [PHOTOS / "collins.jpg"]], ids=["one photo", "two photos"])

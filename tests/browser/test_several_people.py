@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 
 import pytest
 from PIL import Image
@@ -53,8 +54,8 @@ def test_two_people_are_placed_by_keyboard_and_painted(visitor):
     visitor.choose_for(1, PHOTO)
     visitor.choose_for(2, OTHER)
     small_one(visitor)
-    write(visitor, 1, left=5, top=10, width=40, height=90)
-    write(visitor, 2, left=60, height=80)
+    write(visitor, 1, height=90, left=5, top=10, width=40)
+    write(visitor, 2, width=40, left=60, height=80)
     assert (written(visitor, 1), written(visitor, 2)) == ((5, 10, 40, 90), (60, 0, 40, 80))
     assert drawn(visitor, 1) == pytest.approx((5, 10, 40, 90), abs=1)
     assert drawn(visitor, 2) == pytest.approx((60, 0, 40, 80), abs=1)
@@ -73,9 +74,9 @@ def test_arrow_keys_move_a_side_by_one_percent_and_nothing_leaves_the_picture(vi
     visitor.person(1).get_by_label("Width %").focus()
     visitor.page.keyboard.press("ArrowDown")
     assert written(visitor, 1) == (0, 0, 49, 100)
-    write(visitor, 2, left=70)
-    assert written(visitor, 2) == (70, 0, 30, 100)
-    write(visitor, 2, width=99, height=0)
+    write(visitor, 2, left=150)
+    assert written(visitor, 2) == (50, 0, 50, 100)
+    write(visitor, 2, width=30, left=99, height=0)
     assert written(visitor, 2) == (70, 0, 30, 5)
 
 
@@ -136,6 +137,25 @@ def test_people_stand_side_by_side_until_somebody_is_placed(visitor):
     expect(visitor.page.locator("#plane .region")).to_have_count(4)
 
 
+def test_who_is_added_after_boxes_were_placed_gets_a_free_place_of_their_own(visitor):
+    visitor.paints_several()
+    drag(visitor, visitor.page.locator("#plane .person-1 .se"), -20, -10)
+    for _ in range(2):
+        visitor.button("Add a person").click()
+    assert len({written(visitor, number) for number in range(1, 5)}) == 4
+    assert written(visitor, 3) == pytest.approx((30, 0, 20, 100), abs=1)
+
+
+def test_the_largest_free_part_is_taken(visitor):
+    visitor.paints_several()
+    write(visitor, 1, width=30, height=30)
+    visitor.button("Remove person 2").click()
+    visitor.button("Add a person").click()
+    assert written(visitor, 2) == (30, 0, 70, 100)
+    visitor.button("Add a person").click()
+    assert written(visitor, 3) == (0, 30, 30, 70)
+
+
 def test_the_plane_has_the_shape_of_the_picture(visitor):
     visitor.paints_several()
     for shape, ratio in (("Portrait", 896 / 1152), ("Landscape", 1152 / 896), ("Square", 1)):
@@ -180,7 +200,8 @@ def test_a_photo_that_only_the_server_refuses_is_told_beside_its_person(visitor,
     small_one(visitor)
     visitor.make()
     expect(visitor.page.get_by_role("heading", name="No picture this time")).to_be_visible(timeout=PICTURE_MS)
-    expect(visitor.person(2)).to_contain_text("faces[1].photo")
+    expect(visitor.person(2).locator(".problem").first).to_have_text(re.compile("^Person 2: "))
+    expect(visitor.alert()).to_have_text(re.compile("^Person 2: "))
     expect(visitor.person(1).locator(".person-photo")).not_to_have_class("wrong")
     expect(visitor.person(2).get_by_role("button", name="Change")).to_be_focused()
 
@@ -200,7 +221,8 @@ def test_places_are_remembered_and_photos_are_not(visitor):
     visitor.gets_a_picture()
     visitor.open()
     visitor.button("Same again, another seed").click()
-    expect(visitor.person(1)).to_contain_text("Choose the photo again")
+    for number in (1, 2):
+        expect(visitor.person(number)).to_contain_text("Choose the photo again: this browser does not keep")
     expect(visitor.page.get_by_label("Choose a photo of person 1")).to_be_focused()
     assert written(visitor, 1) == (10, 0, 30, 100)
     visitor.choose_for(1, PHOTO)
@@ -226,6 +248,21 @@ def test_a_photo_is_dropped_on_whom_it_is_of(visitor):
     expect(visitor.person(2).locator(".photo-name")).to_contain_text("dropped.jpg")
     visitor.page.dispatch_event("body", "drop", {"dataTransfer": photo})
     expect(visitor.person(1).locator(".photo-name")).to_contain_text("dropped.jpg")
+
+
+def test_a_photo_that_was_chosen_already_is_the_first_persons(visitor, couple):
+    visitor.choose(couple)
+    visitor.page.get_by_role("radio", name="Face 2 of 2").check()
+    visitor.button("Several people in one picture").click()
+    expect(visitor.person(1).locator(".photo-name")).to_contain_text("couple.jpg")
+    expect(visitor.person(1).get_by_role("radio", name="Face 2 of 2")).to_be_checked()
+    visitor.choose_for(2, OTHER)
+    small_one(visitor)
+    first, second = visitor.make()["faces"]
+    assert base64.b64decode(first["photo"].partition(",")[2]) == couple.read_bytes()
+    assert first["face_index"] == 1
+    assert "face_index" not in second
+    visitor.gets_a_picture()
 
 
 def test_one_person_again_is_the_simple_form(visitor):
