@@ -26,8 +26,8 @@ class WorkerPipe(asyncio.Protocol):
     """Calls `hear` for each event, in order; `ended` is done after the last of them."""
 
     def __init__(self, ours: socket.socket, hear: Callable[[WorkerEvent], None]) -> None:
-        self._rest = ours.dup()  # the transport's own is closed with it
-        self._rest.setblocking(False)
+        self._socket = ours.dup()  # the transport's own is closed with it
+        self._socket.setblocking(False)
         self._hear = hear
         self._loop = asyncio.get_running_loop()
         self._received = bytearray()
@@ -44,8 +44,16 @@ class WorkerPipe(asyncio.Protocol):
         if self._transport.is_closing():
             return
         data = pickle.dumps(message)
-        self._transport.write(_LENGTH.pack(len(data)))
-        self._transport.write(data)
+        self._send_at_once(_LENGTH.pack(len(data)) + data)
+
+    def _send_at_once(self, data: bytes) -> None:
+        """A loop may keep what it is to write until its turn is over; the worker would wait meanwhile."""
+        sent = 0
+        if not self._transport.get_write_buffer_size():
+            with suppress(OSError):  # no room now, or nobody reads: the transport knows what to do
+                sent = self._socket.send(data)
+        if sent < len(data):
+            self._transport.write(data[sent:])
 
     def close(self) -> None:
         self._transport.abort()
@@ -69,8 +77,8 @@ class WorkerPipe(asyncio.Protocol):
 
     def _read_rest(self) -> None:
         """A write that finds the other end closed ends the transport; what was said before lies unread."""
-        with self._rest, suppress(OSError):
-            while data := self._rest.recv(_AT_ONCE):
+        with self._socket, suppress(OSError):
+            while data := self._socket.recv(_AT_ONCE):
                 self.data_received(data)
 
     def _next_event(self) -> WorkerEvent | None:
