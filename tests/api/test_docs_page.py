@@ -9,11 +9,11 @@ def test_the_page_loads_nothing_from_elsewhere(server):
     response = server.client.get("/docs")
     assert response.headers["content-type"] == "text/html; charset=utf-8"
     loaded = re.findall(r'(?:src|href)="([^"]+)"', response.text)
-    assert len(loaded) == 3
+    assert len(loaded) == 4
     for address in loaded:
         asset = server.client.get(address)
         assert asset.status_code == 200
-        assert asset.headers["content-type"].split(";")[0] in ("text/css", "text/javascript")
+        assert asset.headers["content-type"].split(";")[0] in ("text/css", "text/javascript", "image/svg+xml")
     assert "<script>" not in response.text
     assert "<style" not in response.text
 

@@ -166,7 +166,9 @@ def test_a_client_that_leaves_the_queue_is_never_begun(gated, photo):
     first = threading.Thread(target=gated.paint)
     first.start()
     assert engine.wait_for(lambda: len(engine.admitted) == 1)
-    raw_call(gated.port, photo, prompt="left").close()
+    call = raw_call(gated.port, photo, prompt="left")
+    gated.wait_until(lambda: gated.unfinished == 2)
+    call.close()
     # Its place in the queue is free again once the server has noticed.
     gated.wait_until(lambda: gated.unfinished == 1)
     engine.open_gate()
