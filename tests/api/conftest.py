@@ -181,6 +181,8 @@ def gated(_gated_server) -> Iterator[LiveServer]:
     yield _gated_server
     engine.open_gate()
     _gated_server.wait_until(lambda: _gated_server.unfinished == 0)
+    # A cancelled job has ended, but the engine may still be in its step. Once it has painted, it is not.
+    assert _gated_server.paint().status_code == 200
 
 
 @pytest.fixture(scope="session")
