@@ -8,10 +8,11 @@ Knows no device and runs nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bench.flops import FLUX_DEV_SHAPE, FluxShape, forward
+from bench.variants import ALL, VARIANTS, variant_of
 
 TEXT_TOKENS = 128
 PIXELS_PER_TOKEN = 16
@@ -33,6 +34,8 @@ class Case:
     num_steps: int = 20
     repeats: int = 3
     rows: Sequence[str] = ALL_ROWS  # beginnings of names
+    variants: Sequence[str] = ()  # of this project's profiles
+    as_it_is: bool = True  # whether the profiles without a variant are taken, too
     changes: Mapping[str, Any] = field(default_factory=dict)  # of the request
 
     @property
@@ -41,7 +44,10 @@ class Case:
         return f"{self.width}x{self.height}{changed}"
 
     def takes(self, row: str) -> bool:
-        return not self.rows or row.startswith(tuple(self.rows))
+        variant = variant_of(row)
+        is_named = not self.rows or row.startswith(tuple(self.rows))
+        is_wanted = variant in self.variants if variant else self.as_it_is or not row.startswith("ours")
+        return is_named and is_wanted
 
     def forwards(self, num_steps: int | None = None) -> int:
         """Rows that go through the transformer in one loop."""
@@ -60,8 +66,19 @@ PARTS: dict[str, tuple[Case, ...]] = {
     "cfg": (Case(rows=WITH_IDENTITY, changes={"true_cfg": 2.0}),),
     "outputs": (Case(rows=WITH_IDENTITY, changes={"num_outputs": 4}),),
     "whole": (Case(rows=WITH_IDENTITY, repeats=4),),  # from prompt to file; see bench/whole.py
-    "restart": (Case(rows=("peer", "ours"), repeats=1),),  # first runs without and with a compile cache
+    # First runs, without and with a compile cache.
+    "restart": (Case(rows=("peer", "ours"), repeats=1, variants=(ALL,)),),
+    "variants": (Case(rows=("reference", "ours"), variants=tuple(VARIANTS)),),
+    # Of many sizes; see bench.many_requests.py.
+    "requests": (Case(rows=("ours",), repeats=1000, variants=(ALL,), as_it_is=False),),
 }
+
+REQUEST_SIZES = (
+    (256, 256), (320, 256), (384, 384), (448, 320), (512, 512), (512, 768),
+    (640, 640), (640, 448), (768, 512), (704, 704), (896, 1152), (1024, 1024),
+)  # fmt: skip
+REQUEST_STEPS = 2.5  # on average
+WARM_UP_STEPS = (20, 4)  # of two requests of each size: a step is captured at the 21st of its shape
 
 
 def image_tokens(width: int, height: int) -> int:
@@ -82,11 +99,20 @@ def tflop_of(
     return case.forwards(num_steps) * work / 1e12
 
 
+def mean_tflop(case: Case) -> float:
+    """Of one step of a request of mixed sizes."""
+    sizes = (replace(case, width=width, height=height, num_steps=1) for width, height in REQUEST_SIZES)
+    return sum(map(tflop_of, sizes)) / len(REQUEST_SIZES)
+
+
 def expected_s(part: str, case: Case, rows: Sequence[str]) -> float:
     """Seconds of one case on an H200, without the start of the process."""
     taken = [row for row in rows if case.takes(row)]
-    compiled = [row for row in taken if row not in ("reference", "plain")]
+    compiled = [row for row in taken if row == "peer" or "compiled" in row or row.endswith(f"+{ALL}")]
     loops = {row: tflop_of(case) / PUBLISHED_RATE.get(row, DEFAULT_RATE) for row in taken}
+    if part == "requests":
+        steps = len(REQUEST_SIZES) * sum(WARM_UP_STEPS) + case.repeats * REQUEST_STEPS
+        return len(taken) * (COMPILE_S + steps * mean_tflop(case) / DEFAULT_RATE)
     if part == "restart":
         return 2 * START_S + sum(4 * loops[row] + 2 * COMPILE_S for row in compiled)  # cold, then warm
     looks = 3 * PROFILED_STEPS / case.num_steps  # into the kernels
@@ -96,4 +122,4 @@ def expected_s(part: str, case: Case, rows: Sequence[str]) -> float:
 
 def warm_ups(case: Case) -> int:
     """Runs before the first that counts."""
-    return 2 if case.repeats > 3 else 1
+    return 2 if case.repeats > 3 or case.variants else 1

@@ -37,9 +37,11 @@ import torch  # noqa: E402
 from bench.cases import PARTS, START_S, Case, expected_s  # noqa: E402
 from bench.device import check_device, facts, short_name  # noqa: E402
 from bench.flops import FluxShape  # noqa: E402
+from bench.many_requests import measure_requests  # noqa: E402
 from bench.measure import Setup, measure  # noqa: E402
 from bench.random_model import (  # noqa: E402
     SCALES,
+    backend_of,
     check_activations,
     engine_of,
     given_to,
@@ -50,6 +52,7 @@ from bench.random_model import (  # noqa: E402
 from bench.record import RESULTS, PartFile  # noqa: E402
 from bench.restart import CACHE_FOLDER, first_runs, measure_restarts  # noqa: E402
 from bench.rows import rows_of  # noqa: E402
+from bench.variants import variants_of  # noqa: E402
 from bench.whole import measure_whole  # noqa: E402
 from pulid.parts import Parts  # noqa: E402
 from pulid.profiles import PROFILES, SpeedProfile  # noqa: E402
@@ -110,12 +113,22 @@ def cases_of(part: str, chosen: argparse.Namespace) -> list[Case]:
     return [replace(case, num_steps=steps, repeats=chosen.repeats or case.repeats) for case in PARTS[part]]
 
 
+def all_cases(parts: Sequence[str], chosen: argparse.Namespace) -> list[Case]:
+    return [case for part in parts for case in cases_of(part, chosen)]
+
+
+def with_variants(profiles: Sequence[SpeedProfile], cases: Sequence[Case]) -> list[SpeedProfile]:
+    """The profiles, and every variant of them that a case asks for."""
+    names = dict.fromkeys(name for case in cases for name in case.variants)
+    return [*profiles, *(one for profile in profiles for one in variants_of(profile, list(names)))]
+
+
 def row_names(profiles: Sequence[SpeedProfile]) -> list[str]:
     return ["reference", "peer", "plain", *(f"ours-{profile.name}" for profile in profiles)]
 
 
 def show_plan(parts: Sequence[str], chosen: argparse.Namespace) -> None:
-    names = row_names(profiles_of(chosen))
+    names = row_names(with_variants(profiles_of(chosen), all_cases(parts, chosen)))
     print(f"{'seconds on an H200, at most':<44}{START_S:>6.0f}  start of each call")
     for part in parts:
         for case in cases_of(part, chosen):
@@ -130,10 +143,10 @@ def show_plan(parts: Sequence[str], chosen: argparse.Namespace) -> None:
 class Bench:
     """Makes the model when a part needs it."""
 
-    def __init__(self, chosen: argparse.Namespace) -> None:
+    def __init__(self, chosen: argparse.Namespace, parts: Sequence[str]) -> None:
         self.chosen = chosen
         self.device = torch.device(chosen.device)
-        self.profiles = profiles_of(chosen)
+        self.profiles = with_variants(profiles_of(chosen), all_cases(parts, chosen))
         self.scale = SCALES[chosen.scale]
         self.dtype = getattr(torch, self.profiles[0].dtype)
         self.model: dict[str, Any] = {}  # what was found out about it
@@ -143,7 +156,7 @@ class Bench:
         if self._setup is None:
             say("making the model")
             parts = random_parts(self.scale, self.device, self.dtype)
-            rows = rows_of(parts, self.profiles, self.device, backend=self.backend, names=names)
+            rows = rows_of(parts, self.profiles, self.device, backend=backend_of(self.device), names=names)
             self._setup = Setup(
                 rows=rows, scale=self.scale, shape=shape_of(parts), device=self.device, dtype=self.dtype
             )
@@ -157,21 +170,18 @@ class Bench:
             say(f"made: {self.model}")
         return self._setup
 
-    @property
-    def backend(self) -> str:
-        """Of the peer. Without a GPU its graphs are made and run as they are: that checks the script."""
-        return "inductor" if self.device.type == "cuda" else "eager"
-
     def measure(self, part: str, case: Case) -> dict[str, Any]:
         if part == "restart":
             return measure_restarts(self.child_command(), say)
+        if part == "requests":
+            return measure_requests(case, self.setup(), say)
         if part == "whole":
             return measure_whole(case, self.setup(), say)
         return measure(case, self.setup(), say)
 
     def child_command(self) -> list[str]:
         flags = [f"--device={self.chosen.device}", f"--scale={self.chosen.scale}"]
-        return [__file__, "--first-runs", *flags, *(f"--profile={p.name}" for p in self.profiles)]
+        return [__file__, "--first-runs", *flags, *(f"--profile={p.name}" for p in profiles_of(self.chosen))]
 
 
 def shape_of(parts: Parts) -> FluxShape:
@@ -198,10 +208,11 @@ def shape_of(parts: Parts) -> FluxShape:
 def run_part(part: str, bench: Bench) -> tuple[PartFile, bool]:
     """The part's file, and whether all of its cases are in it."""
     chosen = bench.chosen
-    names = row_names(bench.profiles)
+    cases = cases_of(part, chosen)
+    names = [name for name in row_names(bench.profiles) if any(case.takes(name) for case in cases)]
     setting = {"scale": chosen.scale, "rows": names, "repeats": chosen.repeats}
     file = PartFile.open(chosen.results, stem_of(part, bench), setting)
-    for case in cases_of(part, chosen):
+    for case in cases:
         if case.name in file.cases:
             say(f"{part} {case.name} is there already")
             continue
@@ -230,7 +241,7 @@ def print_tables(files: dict[str, PartFile]) -> None:
         for name, case in file.cases.items():
             print(f"\n{part} {name}, {case['num_steps']} steps, {case['repeats']} repeats")
             for row, told in case["rows"].items():
-                print(f"  {row:<14}{line_of(told)}")
+                print(f"  {row:<28}{line_of(told)}")
             if case.get("ratios"):
                 print("  " + ", ".join(f"{key} {value}" for key, value in case["ratios"].items()))
 
@@ -239,6 +250,10 @@ def line_of(told: dict[str, Any]) -> str:
     if "cold_first_s" in told:
         first = f"first run {told['cold_first_s']:8.2f} s cold, {told['warm_first_s']:8.2f} s warm"
         return f"{first}, then {told['then_s']:8.3f} s"
+    if "requests" in told:
+        grown = f"memory {told['memory_growth_mib']:+.1f} MiB"
+        slowest = f"slowest {told['slowest_over_median']} times the median"
+        return f"{told['requests']} requests, {told['graphs']} graphs made, {slowest}, {grown}"
     text = f"p50 {told['p50_s']:8.3f} s  p95 {told['p95_s']:8.3f} s"
     if "tflops" not in told:
         return f"{text}  outside denoise {told['outside_denoise_p50_ms']:8.1f} ms  {told['stages_p50_ms']}"
@@ -253,6 +268,7 @@ def line_of(told: dict[str, Any]) -> str:
 def summary(files: dict[str, PartFile], complete: bool) -> dict[str, Any]:
     """The last line of the output."""
     kept = ("p50_s", "p95_s", "tflops", "cold_first_s", "warm_first_s", "outside_denoise_p50_ms")
+    kept += ("graphs", "memory_growth_mib", "slowest_over_median")
     return {
         "bench": "denoise",
         "complete": complete,
@@ -280,12 +296,13 @@ def main() -> int:
         show_plan(parts, chosen)
         return 0
     check_device(chosen.device, chosen.scale)
-    bench = Bench(chosen)
     if chosen.first_runs:
+        bench = Bench(chosen, ["restart"])
         case = cases_of("restart", chosen)[0]
         names = [name for name in row_names(bench.profiles) if case.takes(name)]
         print(json.dumps(first_runs(case, bench.setup(names), STARTED)))
         return 0
+    bench = Bench(chosen, parts)
     files, complete = {}, True
     with empty_compile_cache():
         for part in parts:

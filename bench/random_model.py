@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 
 ROOT = Path(__file__).parents[1]
@@ -27,6 +28,8 @@ sys.path.insert(0, str(ROOT / "tests"))  # the text encoders and the face stage 
 from gpu.full_size import MARKS, random_faces, random_text_encoder  # noqa: E402
 from pulid.engine import GenerationRequest, RgbImage  # noqa: E402
 from pulid.flux import latents, sampling  # noqa: E402
+from pulid.flux.compiled import compiled_blocks  # noqa: E402
+from pulid.flux.packing import double_weights, single_weights  # noqa: E402
 from pulid.parts import FLUX_DEV, Architecture, Networks, Parts, build_networks  # noqa: E402
 from pulid.pipeline import PulidFluxEngine  # noqa: E402
 from pulid.profiles import SpeedProfile  # noqa: E402
@@ -121,9 +124,29 @@ def shell(module: Any) -> Any:
 
 
 def engine_of(parts: Parts, profile: SpeedProfile, device: torch.device) -> PulidFluxEngine:
-    """An engine of its own for one row. It may change its modules, but not the numbers in them."""
+    """An engine of its own for one row, warmed up. It may change its modules, but not the numbers in them."""
+    if profile.transformer_form == "fused":
+        pack(parts.networks.transformer)
+    if device.type == "cpu" and profile.decoder_form == "compiled":  # there may be no compiler
+        profile = replace(profile, decoder_form="channels_last")
     networks = Networks(**{name: shell(getattr(parts.networks, name)) for name in NETWORKS})
-    return PulidFluxEngine(replace(parts, networks=networks), profile, device)
+    engine = PulidFluxEngine(replace(parts, networks=networks), profile, device)
+    if profile.compiles:
+        engine.warm_up(compiled_blocks(backend_of(device)))
+    elif device.type == "cuda":
+        engine.warm_up()
+    return engine
+
+
+def pack(transformer: FluxTransformer2DModel) -> None:
+    """As the fused form wants it, once: the shells' matrices then lie side by side, and are shared."""
+    double_weights(transformer)
+    single_weights(transformer)
+
+
+def backend_of(device: torch.device) -> str:
+    """Of torch's compiler. Without a GPU its graphs are made and run as they are: that checks the script."""
+    return "inductor" if device.type == "cuda" else "eager"
 
 
 # ---- requests ----

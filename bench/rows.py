@@ -17,13 +17,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
+from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from bench.random_model import Given, engine_of, given_to, shell
 from bench.reference import DOUBLE_INTERVAL, SINGLE_INTERVAL, ReferenceFlux
 from bench.reference import denoise as reference_loop
-from pulid.engine import GenerationRequest, RgbImage
+from pulid.engine import DenoisedRequest, GenerationRequest, RgbImage
 from pulid.flux import latents
+from pulid.flux.compiled import graphs_made
+from pulid.flux.decoder import Decoder
 from pulid.parts import Parts
 from pulid.pipeline import PulidFluxEngine
 from pulid.profiles import SpeedProfile
@@ -52,6 +55,7 @@ class Row(Protocol):
 class Reference:
     flux: ReferenceFlux
     donor: PulidFluxEngine  # reads photo and prompt
+    autoencoder: AutoencoderKL
     name: str = "reference"
     has_identity: bool = True
 
@@ -67,7 +71,7 @@ class Reference:
         return run
 
     def pictures(self, packed: Tensor, request: GenerationRequest) -> Sequence[RgbImage]:
-        return decoded_eagerly(self.donor, packed, request)
+        return decoded_eagerly(self.autoencoder, packed, request)
 
 
 @dataclass
@@ -77,6 +81,7 @@ class Peer:
     transformer: nn.Module
     attentions: nn.ModuleList
     donor: PulidFluxEngine
+    autoencoder: AutoencoderKL
     backend: str  # of torch.compile
     name: str = "peer"
     has_identity: bool = True
@@ -123,7 +128,7 @@ class Peer:
         return run
 
     def pictures(self, packed: Tensor, request: GenerationRequest) -> Sequence[RgbImage]:
-        return decoded_eagerly(self.donor, packed, request)
+        return decoded_eagerly(self.autoencoder, packed, request)
 
     def _denoise(self, given: Given) -> Tensor:
         x = given.noise
@@ -159,7 +164,7 @@ class Ours:
     engine: PulidFluxEngine
     name: str
     has_identity: bool = True
-    _images: Sequence[RgbImage] = field(default=(), init=False)
+    _denoised: list[DenoisedRequest] = field(default_factory=list, init=False)  # of the last loop
 
     def loop(self, request: GenerationRequest) -> Loop:
         if not self.has_identity:
@@ -179,28 +184,22 @@ class Ours:
                 for event in events:
                     if event.error is not None:
                         raise event.error
-                    if event.result is not None:
-                        self._images = event.result.images
+                    if event.denoised is not None:
+                        self._denoised = [event.denoised]
             return done[0]
 
         return run
 
     def pictures(self, packed: Tensor, request: GenerationRequest) -> Sequence[RgbImage]:
-        return self._images  # the engine has decoded them in its last step
+        return [image for denoised in self._denoised for image in self.engine.decode(denoised).images]
 
 
 @torch.inference_mode()
 def decoded_eagerly(
-    engine: PulidFluxEngine, packed: Tensor, request: GenerationRequest
+    autoencoder: AutoencoderKL, packed: Tensor, request: GenerationRequest
 ) -> Sequence[RgbImage]:
     """As the reference does it: the autoencoder in float32, under autocast where the latents are bfloat16."""
-    autoencoder = engine.parts.networks.autoencoder
-    size = request.height, request.width
-    return [
-        image
-        for row in packed.split(1)
-        for image in latents.to_uint8(latents.decode(autoencoder, row, *size, packed.dtype))
-    ]
+    return Decoder(autoencoder, packed.dtype).pictures(packed, request.height, request.width)
 
 
 def rows_of(
@@ -212,15 +211,22 @@ def rows_of(
     names: Sequence[str] = (),
 ) -> dict[str, Row]:
     """All rows, or those of these names, in the order of the table."""
-    engines = {profile.name: engine_of(parts, profile, device) for profile in profiles}
+    first, *others = profiles
+    engines = {first.name: engine_of(parts, first, device)} | {
+        profile.name: engine_of(parts, profile, device)
+        for profile in others
+        if not names or f"ours-{profile.name}" in names
+    }
     donor = next(iter(engines.values()))
     dtype = next(parts.networks.transformer.parameters()).dtype
-    attentions = parts.networks.identity_attentions
+    attentions, autoencoder = parts.networks.identity_attentions, parts.networks.autoencoder
     makers: dict[str, Callable[[], Row]] = {
         "reference": lambda: Reference(
-            ReferenceFlux(parts.networks.transformer, shell(attentions), dtype), donor
+            ReferenceFlux(parts.networks.transformer, shell(attentions), dtype), donor, autoencoder
         ),
-        "peer": lambda: Peer(shell(parts.networks.transformer), shell(attentions), donor, backend),
+        "peer": lambda: Peer(
+            shell(parts.networks.transformer), shell(attentions), donor, autoencoder, backend
+        ),
         "plain": lambda: Ours(donor, "plain", has_identity=False),
     }
     for name, engine in engines.items():
@@ -237,10 +243,5 @@ def turns(names: Sequence[str], repeats: int) -> Iterator[str]:
 @contextmanager
 def graphs_counted() -> Iterator[Callable[[], int]]:
     """Gives a function that tells how many graphs torch has compiled since."""
-    from torch._dynamo.utils import counters
-
-    def total() -> int:
-        return counters["stats"]["unique_graphs"]
-
-    before = total()
-    yield lambda: total() - before
+    before = graphs_made()
+    yield lambda: graphs_made() - before

@@ -51,6 +51,7 @@ class Flight:
     is_watched: bool = False  # whether `predicted_latents` is kept
     predicted_latents: Tensor | None = None  # where the velocity of the last step leads to
     on_step_end: Callable[[Flight], None] | None = None  # may change the latents
+    _scalars: Tensor | None = field(default=None, init=False, repr=False)
 
     @property
     def is_done(self) -> bool:
@@ -65,6 +66,12 @@ class Flight:
         """The branches of the coming step: one, or two from the step at which true CFG starts."""
         guided = self.negative is not None and self.step >= self.request.timestep_to_start_cfg
         return [self.positive, self.negative] if guided and self.negative else [self.positive]
+
+    def time_and_guidance(self) -> tuple[Tensor, Tensor]:
+        """Of the coming step, (1,) each, where the latents are and as precise: one transfer a request."""
+        if self._scalars is None:
+            self._scalars = torch.tensor([*self.times[:-1], self.request.guidance]).to(self.latents)
+        return self._scalars[self.step : self.step + 1], self._scalars[-1:]
 
     def advance(self, velocity: Tensor) -> None:
         """Take one Euler step. `velocity` holds the rows of each branch in turn."""
@@ -97,18 +104,14 @@ class StepInput:
 def step_input(flights: Sequence[Flight]) -> StepInput:
     """Put the rows of flights of one shape side by side."""
     runs = [(flight, branch, len(flight.seeds)) for flight in flights for branch in flight.branches()]
-    like = flights[0].latents
-
-    def per_row(values: Sequence[float]) -> Tensor:
-        counts = torch.tensor([count for _, _, count in runs])
-        return torch.tensor(values).repeat_interleave(counts).to(like)
-
+    scalars = [flight.time_and_guidance() for flight, _, _ in runs]
+    counts = [count for _, _, count in runs]
     return StepInput(
-        latents=torch.cat([flight.latents for flight, _, _ in runs]),
-        text=torch.cat([branch.text.tokens.expand(count, -1, -1) for _, branch, count in runs]),
-        pooled=torch.cat([branch.text.pooled.expand(count, -1) for _, branch, count in runs]),
-        timestep=per_row([flight.times[flight.step] for flight, _, _ in runs]),
-        guidance=per_row([flight.request.guidance for flight, _, _ in runs]),
+        latents=_beside([flight.latents for flight, _, _ in runs]),
+        text=_rows([branch.text.tokens for _, branch, _ in runs], counts),
+        pooled=_rows([branch.text.pooled for _, branch, _ in runs], counts),
+        timestep=_rows([time for time, _ in scalars], counts),
+        guidance=_rows([guidance for _, guidance in scalars], counts),
         identity=_side_by_side(
             [(seen_together(branch.people, flight.step), count) for flight, branch, count in runs]
         ),
@@ -118,12 +121,18 @@ def step_input(flights: Sequence[Flight]) -> StepInput:
 
 def _modulation(runs: Sequence[tuple[Flight, Branch, int]]) -> Tensor | None:
     """Of the coming step, a row each; None where it is left to the transformer."""
-    rows = [
-        branch.modulation.at(flight.step).expand(count, -1)
-        for flight, branch, count in runs
-        if branch.modulation is not None
-    ]
-    return torch.cat(rows) if len(rows) == len(runs) else None
+    rows = [branch.modulation.at(flight.step) for flight, branch, _ in runs if branch.modulation is not None]
+    return _rows(rows, [count for _, _, count in runs]) if len(rows) == len(runs) else None
+
+
+def _rows(of_runs: list[Tensor], counts: Sequence[int]) -> Tensor:
+    """What each run has once, (1, ...), for each of its rows: (rows, ...)."""
+    return _beside([x.expand(count, *x.shape[1:]) for x, count in zip(of_runs, counts, strict=True)])
+
+
+def _beside(of_runs: list[Tensor]) -> Tensor:
+    """The rows of all runs, without gaps in memory; of a single run no copy where it has none."""
+    return of_runs[0].contiguous() if len(of_runs) == 1 else torch.cat(of_runs)
 
 
 def _side_by_side(runs: Sequence[tuple[PreparedIdentity | None, int]]) -> PreparedIdentity | None:

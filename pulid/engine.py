@@ -1,14 +1,15 @@
 """The contract between the server and a model: what may be asked, what comes back. Torch-free.
 
-One engine serves one device and is driven by one thread: `admit` requests, call `step` until
-their last event has come. What only reads (`prepare`, `faces`, `embed`, `likeness`) may run in other
-threads, beside the steps. Knows no HTTP, no queue, no files. The only implementation for pictures is
-`pulid.pipeline.PulidFluxEngine`; tests of the job code have a scripted one.
+One engine serves one device and is driven by one thread: `admit` requests, call `step` until their
+last event has come. What goes before and after (`prepare`, `decode`) and what only reads (`faces`,
+`embed`, `likeness`) may run in other threads, beside the steps. Knows no HTTP, no queue, no files. The
+only implementation for pictures is `pulid.pipeline.PulidFluxEngine`; tests of the job code have a
+scripted one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -25,6 +26,14 @@ DEFAULT_NEGATIVE_PROMPT = (
     "partially rendered objects, deformed or partially rendered eyes, deformed, deformed eyeballs, "
     "cross-eyed, blurry"
 )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PhotoFile:
+    """A photo as a file. Its pixels are made for an engine that has not read the same file before."""
+
+    data: bytes
+    decode: Callable[[bytes], RgbImage]  # raises ImageRejected
 
 
 FaceOrder = Literal["largest", "left-to-right", "central"]
@@ -92,7 +101,7 @@ class GenerationRequest:
 
     prompt: str
     seed: int  # of the first picture, 0 .. 2^63-1; picture i uses (seed + i) mod 2^63
-    id_images: tuple[RgbImage, ...] = ()  # the photos
+    id_images: tuple[RgbImage | PhotoFile, ...] = ()  # the photos
     people: tuple[Person, ...] = ()  # if any, these count, and not the fields marked (one person)
     negative_prompt: str = DEFAULT_NEGATIVE_PROMPT  # read only when true CFG is on
     width: int = 896  # pixels; each side is rounded up to a multiple of 16
@@ -133,8 +142,19 @@ class PreparedRequest:
 
     request: GenerationRequest  # without the photos
     conditioning: Any  # what the engine made of photos and prompt, on its device
-    timings: Mapping[str, float]  # seconds: face, text
+    timings: Mapping[str, float]  # seconds: face, text; decode_photo where a file was decoded
     cache_hits: Mapping[str, bool] = field(default_factory=dict)  # identity, prompt: was it known?
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DenoisedRequest:
+    """A request whose steps are done: made by `Engine.step`, for `Engine.decode` of that engine only."""
+
+    request: GenerationRequest  # without the photos
+    latents: Any  # what the pictures are decoded from, on the device: 0.5 MiB for a picture of a megapixel
+    seeds: tuple[int, ...]  # one per picture
+    timings: Mapping[str, float]  # seconds by stage: face, text, denoise
+    reference_faces: tuple[FaceEmbedding | None, ...] = ()  # as in the result
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,18 +169,18 @@ class GenerationResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepEvent:
-    """What one call of `step` did for one job. The last event of a job has `result` or `error`."""
+    """What one call of `step` did for one job. The last event of a job has `denoised` or `error`."""
 
     job_id: str
     step: int  # denoising steps done so far
     num_steps: int
     preview: bytes | None = None  # a small JPEG of how far the first picture is; for watched jobs only
-    result: GenerationResult | None = None
+    denoised: DenoisedRequest | None = None  # no longer in flight; whoever wants its pictures decodes them
     error: PulidError | None = None
 
     @property
     def is_last(self) -> bool:
-        return self.result is not None or self.error is not None
+        return self.denoised is not None or self.error is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,7 +214,7 @@ class Engine(Protocol):
         """Read the faces and the prompt; nothing is in flight by this.
 
         May run beside `step`, in another thread. Raises BadRequest (NoFaceFound, SeveralFaces,
-        IdentityRejected, ...), OutOfMemory or DeviceLost.
+        ImageRejected, IdentityRejected, ...), OutOfMemory or DeviceLost.
         """
         ...
 
@@ -207,6 +227,10 @@ class Engine(Protocol):
 
     def step(self) -> Sequence[StepEvent]:
         """Advance by one denoising step. Empty when nothing is in flight. Raises DeviceLost."""
+        ...
+
+    def decode(self, denoised: DenoisedRequest) -> GenerationResult:
+        """The pictures. May run beside `step`, in another thread. Raises OutOfMemory or DeviceLost."""
         ...
 
     def watch(self, job_id: str, on: bool) -> None:

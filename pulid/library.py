@@ -149,8 +149,8 @@ class FluxPulidPipeline:
             while events := self.engine.step():
                 if events[-1].error is not None:
                     raise events[-1].error
-                if events[-1].result is not None:
-                    return events[-1].result
+                if events[-1].denoised is not None:
+                    return self.engine.decode(events[-1].denoised)
         finally:
             self.engine.cancel(_JOB)
         raise EngineFailed("The engine stopped before the picture was done.")

@@ -80,7 +80,7 @@ def load_engine(
     progress: Progress | None = None,
     architecture: Architecture = FLUX_DEV,
 ) -> PulidFluxEngine:
-    """The engine of a profile, with each LoRA file added at its scale.
+    """The engine of a profile, with each LoRA file added at its scale; warmed up on a CUDA device.
 
     What the LoRA files were, and what of them is not applied, is in `info.details`. Raises
     WeightsMissing for whatever is wrong with a file, before anything is put on the device, and
@@ -95,12 +95,16 @@ def load_engine(
     needed = model.size
     try:
         parts = put_on_device(model, target, getattr(torch, profile.dtype), applied, progress)
+        engine = PulidFluxEngine(parts, profile, target)
+        if target.type == "cuda" or profile.compiles:
+            if progress is not None:
+                progress(LoadProgress(part="warm-up", done_bytes=needed, total_bytes=needed))
+            engine.warm_up()
     except torch.OutOfMemoryError:
         raise DeviceUnavailable(
             f"{device} has too little free memory: the weights of the profile {profile.name!r} take"
             f" {needed / 2**30:.0f} GiB. `nvidia-smi` shows what else is there."
         ) from None
-    engine = PulidFluxEngine(parts, profile, target)
     if applied:
         details = {**engine.info.details, "loras": ", ".join(map(str, applied))}
         engine.info = replace(engine.info, details=details)

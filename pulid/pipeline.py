@@ -3,11 +3,12 @@
     prepare photos -> faces -> identity tokens;  prompt -> text
     admit   identity tokens -> folded identities, each in its place;  seed -> noise
     step    one denoising step for whoever's turn it is
-    finish  latents -> pixels
+    decode  latents -> pixels
 
-Implements `pulid.engine.Engine`. Knows no HTTP, no files, no queue; one thread drives it, and what
-only reads may run in others beside the steps. Errors of the device leave it as OutOfMemory or
-DeviceLost, so that nobody outside needs torch to tell them apart.
+Implements `pulid.engine.Engine`. Knows no HTTP, no files, no queue. One thread drives it; what comes
+before and after the steps may run in others, beside them (`streams`: what that takes on CUDA). Errors
+of the device leave it as OutOfMemory or DeviceLost, so that nobody outside needs torch to tell them
+apart.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from pulid.cache import LruCache
 from pulid.device_faults import device_faults_named, out_of_memory
 from pulid.engine import (
     LARGEST_FACE,
+    DenoisedRequest,
     EngineInfo,
     FaceChoice,
     FaceEmbedding,
@@ -40,8 +42,12 @@ from pulid.engine import (
 )
 from pulid.errors import Busy
 from pulid.flux import fused, latents, sampling
-from pulid.flux.fused import FusedFlux
+from pulid.flux.compiled import compiled_blocks, proven
+from pulid.flux.decoder import Decoder
+from pulid.flux.fused import Blocks, FusedFlux
+from pulid.flux.kernels.samples import Draw
 from pulid.flux.preview import LatentPreview
+from pulid.flux.step_graph import CapturedFlux, captured
 from pulid.flux.text import TextFeatures
 from pulid.flux.transformer import IdentityFlux, Rotary
 from pulid.identity.attention import FORMS, IdentityAttention, PreparedIdentity, ReferenceIdentity
@@ -51,6 +57,8 @@ from pulid.identity.people import Identity, PlacedIdentity, like_nobody, place
 from pulid.identity.reader import IdentityReader, Photo, check_people
 from pulid.parts import Parts
 from pulid.profiles import SpeedProfile
+from pulid.streams import SideStream, lend, mark
+from pulid.warm_up import FOR_LIBRARIES, Asked, RandomConditions, for_compilers
 
 MAX_ROWS = 16  # pictures in flight on one device
 # From here on (four photos side by side) a folded identity costs more than keys and values made anew
@@ -69,6 +77,21 @@ class Conditioning:
     unconditional: Tensor | None  # identity tokens of nobody, for the negative branch
     negative_text: TextFeatures | None  # None: true CFG is off
 
+    def tensors(self) -> Iterator[Tensor]:
+        yield from (identity.tokens for _, identity in self.people)
+        if self.unconditional is not None:
+            yield self.unconditional
+        for text in filter(None, (self.text, self.negative_text)):
+            yield from (text.tokens, text.pooled)
+
+
+@dataclass(frozen=True, slots=True)
+class FinalLatents:
+    """Where the last step has led."""
+
+    packed: Tensor  # (num_outputs, image tokens, 64)
+    ready: torch.cuda.Event | None  # when they are; None on the CPU
+
 
 class PulidFluxEngine:
     """PuLID-FLUX on one device."""
@@ -77,27 +100,54 @@ class PulidFluxEngine:
         self.parts = parts
         self._device = device
         self._dtype = getattr(torch, profile.dtype)
+        self._compiles = profile.compiles
         self._form = FORMS[profile.identity_attention]
         self._faces = parts.faces
         self._text = parts.text
         self._flux = fused.FORMS[profile.transformer_form](parts.networks.transformer)
+        self._forward = captured(self._flux, device) if profile.captures else self._flux
         self._autoencoder = parts.networks.autoencoder
         self._attentions: list[IdentityAttention] = list(parts.networks.identity_attentions)  # type: ignore[arg-type]
         self._encoder = IdentityEncoder(
             parts.networks.eva_clip, parts.networks.idformer, device=device, dtype=self._dtype
         )
-        self._identities = IdentityReader(self._faces, self._encoder)
+        self._reading = threading.Lock()  # detectors and tokenizers serve one thread at a time
+        self._identities = IdentityReader(self._faces, self._encoder, self._reading)
         self._preview = LatentPreview(self._autoencoder)
+        self._decoder = Decoder(self._autoencoder, self._dtype, profile.decoder_form)
         self._watched: set[str] = set()
         self._rotary_tables: LruCache[tuple[int, int, int], Rotary] = LruCache(CACHED_ROTARY_TABLES)
         self._batch = Batch(shares_steps=profile.shares_steps)
-        self._reading = threading.Lock()  # detectors and tokenizers serve one thread at a time
         self.info = EngineInfo(
             profile=profile.name,
             device=str(device),
             notice=profile.notice,
-            details={"identity_checkpoint": self._identities.checkpoint, **_details(self._flux)},
+            details={
+                "identity_checkpoint": self._identities.checkpoint,
+                **_details(self._flux),
+                **_details(self._forward),
+            },
         )
+        # One for all that asks or fills the caches of identities and prompts, one for the pictures.
+        self._reading_stream, self._decoding_stream = SideStream(device), SideStream(device)
+
+    @torch.inference_mode()
+    def warm_up(self, blocks: Blocks | None = None) -> None:
+        """Compute a little of everything, so that no request waits for a compiler or a library's start.
+
+        `blocks`: to be proven and used in place of inductor's, which a profile that compiles has. Call it
+        before the first request. Raises torch.OutOfMemoryError.
+        """
+        if blocks is None and self._compiles:
+            blocks = compiled_blocks()
+        if blocks is not None and isinstance(self._flux, FusedFlux):
+            asked = for_compilers(typical=self._device.type == "cuda")
+            self._flux.blocks = proven(self._flux, blocks, lambda: self._try_steps(asked))
+        self._try_steps(FOR_LIBRARIES)
+        with self._decoding_stream.work():
+            request, _ = FOR_LIBRARIES[0]
+            self._decoder.decode(self._noise(request)[0], request.height, request.width)
+        self.info = replace(self.info, details={**self.info.details, **_details(self._flux)})
 
     def can_admit(self, request: GenerationRequest) -> bool:
         return self._batch.rows + request.num_outputs <= MAX_ROWS
@@ -105,18 +155,18 @@ class PulidFluxEngine:
     @device_faults_named
     @torch.inference_mode()
     def prepare(self, request: GenerationRequest) -> PreparedRequest:
-        """Raises NoFaceFound, SeveralFaces or IdentityRejected."""
+        """Raises ImageRejected, NoFaceFound, SeveralFaces or IdentityRejected."""
         photos, everyone = tuple(map(Photo, request.id_images)), request.everyone
         check_people(everyone, len(photos))
         timings: dict[str, float] = {}
         cache_hits = {"prompt": self._text.knows(request.prompt, request.max_sequence_length)}
-        if photos:
-            cache_hits["identity"] = all(self._identities.knows(photos, person) for person in everyone)
-        with self._reading:
-            with _timed(timings, "face"):
-                people = tuple((person, self._identities.read(photos, person)) for person in everyone)
-            with _timed(timings, "text"):
-                conditioning = self._condition(request, people)
+        with _timed(timings, "face"), self._reading_stream.work():
+            if photos:
+                cache_hits["identity"] = all(self._identities.knows(photos, person) for person in everyone)
+            people = tuple((person, self._identities.read(photos, person)) for person in everyone)
+        _tell_decoding_apart(timings, photos)
+        with self._reading, _timed(timings, "text"), self._reading_stream.work():
+            conditioning = self._condition(request, people)
         return PreparedRequest(
             request=replace(request, id_images=()),
             conditioning=conditioning,
@@ -137,7 +187,7 @@ class PulidFluxEngine:
     @device_faults_named
     @torch.inference_mode()
     def step(self) -> Sequence[StepEvent]:
-        """One denoising step of the next group; finished requests bring their pictures."""
+        """One denoising step of the next group; finished requests bring what `decode` wants."""
         group = self._batch.next_group()
         if not group:
             return []
@@ -147,6 +197,20 @@ class PulidFluxEngine:
         except torch.OutOfMemoryError:
             pass  # handled below, outside this frame: the traceback would keep the tensors alive
         return self._give_up(group)
+
+    @device_faults_named
+    @torch.inference_mode()
+    def decode(self, denoised: DenoisedRequest) -> GenerationResult:
+        request, last, timings = denoised.request, denoised.latents, dict(denoised.timings)
+        with _timed(timings, "decode"), self._decoding_stream.work(after=last.ready):
+            images = self._decoder.pictures(last.packed, request.height, request.width)
+        return GenerationResult(
+            images=images,
+            seeds=denoised.seeds,
+            timings=timings,
+            device_memory=self._memory(),
+            reference_faces=denoised.reference_faces,
+        )
 
     def watch(self, job_id: str, on: bool) -> None:
         if on:
@@ -163,7 +227,7 @@ class PulidFluxEngine:
 
     @device_faults_named
     def faces(self, photo: RgbImage) -> tuple[FaceFound, ...]:
-        with self._reading:
+        with self._reading, self._reading_stream.work():
             return self._faces.faces(photo)
 
     @device_faults_named
@@ -172,16 +236,15 @@ class PulidFluxEngine:
         self, photos: Sequence[RgbImage], fusion: Fusion = "mean", face: FaceChoice = LARGEST_FACE
     ) -> bytes:
         """Raises NoFaceFound or SeveralFaces."""
-        with self._reading:
-            return self._identities.as_file(
-                self._identities.read_photos(list(map(Photo, photos)), fusion, face)
-            )
+        with self._reading_stream.work():
+            identity = self._identities.read_photos(list(map(Photo, photos)), fusion, face)
+            return self._identities.as_file(identity)
 
     @device_faults_named
     def likeness(
         self, image: RgbImage, reference_faces: Sequence[FaceEmbedding | None]
     ) -> tuple[float | None, ...]:
-        with self._reading:
+        with self._reading, self._reading_stream.work():
             found = self._faces.face_embeddings(image)
         return similarities(found, reference_faces)
 
@@ -190,6 +253,30 @@ class PulidFluxEngine:
         self.__dict__.clear()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+    # warm up
+
+    def _try_steps(self, asked: Asked) -> None:
+        """One step of each request by itself, with random numbers for what photos and prompts become."""
+        config = self.parts.networks.transformer.config
+        given = RandomConditions(
+            text_width=config.joint_attention_dim,
+            pooled_width=config.pooled_projection_dim,
+            identity_shape=(self._identities.tokens_per_photo, self._attentions[0].to_kv.in_features),
+            draw=Draw(self._device, self._dtype),
+        )
+        for request, photos in asked:
+            is_guided = sampling.true_cfg_is_on(request.true_cfg)
+            conditioning = Conditioning(
+                people=given.people(photos),
+                text=given.text(request),
+                unconditional=given.nobody() if is_guided and photos else None,
+                negative_text=given.text(request) if is_guided else None,
+            )
+            prepared = PreparedRequest(request=request, conditioning=conditioning, timings={})
+            flight = self._flight("warm-up", prepared)
+            denoise_step(self._flux, [flight], self._make_rotary(flight))
+        self._wait_for_the_device()
 
     # prepare: text
 
@@ -211,6 +298,7 @@ class PulidFluxEngine:
 
     def _flight(self, job_id: str, prepared: PreparedRequest) -> Flight:
         request, given = prepared.request, prepared.conditioning
+        lend(given.tensors())
         positive, negative = self._branches(request, given)
         noise, seeds = self._noise(request)
         times = sampling.timesteps(request.num_steps, noise.shape[1])
@@ -281,7 +369,7 @@ class PulidFluxEngine:
         for flight in group:
             flight.is_watched = flight.job_id in self._watched
         started = time.perf_counter()
-        denoise_step(self._flux, group, self._rotary(group[0]))
+        denoise_step(self._forward, group, self._rotary(group[0]))
         self._wait_for_the_device()
         elapsed = time.perf_counter() - started
         for flight in group:
@@ -293,14 +381,14 @@ class PulidFluxEngine:
             torch.cuda.current_stream(self._device).synchronize()
 
     def _rotary(self, flight: Flight) -> Rotary:
-        def make() -> Rotary:
-            height, width = flight.request.height, flight.request.width
-            return self._flux.rotary(
-                latents.text_ids(flight.request.max_sequence_length, self._device),
-                latents.image_ids(height, width, self._device),
-            )
+        return self._rotary_tables.get_or_make(flight.shape, lambda: self._make_rotary(flight))
 
-        return self._rotary_tables.get_or_make(flight.shape, make)
+    def _make_rotary(self, flight: Flight) -> Rotary:
+        height, width = flight.request.height, flight.request.width
+        return self._flux.rotary(
+            latents.text_ids(flight.request.max_sequence_length, self._device),
+            latents.image_ids(height, width, self._device),
+        )
 
     def _report(self, flight: Flight) -> StepEvent:
         return StepEvent(
@@ -308,7 +396,7 @@ class PulidFluxEngine:
             step=flight.step,
             num_steps=flight.request.num_steps,
             preview=self._preview_of(flight),
-            result=self._finish(flight) if flight.is_done else None,
+            denoised=self._finish(flight) if flight.is_done else None,
         )
 
     def _preview_of(self, flight: Flight) -> bytes | None:
@@ -321,25 +409,13 @@ class PulidFluxEngine:
         self._batch.leave(job_id)
         self._watched.discard(job_id)
 
-    # finish
-
-    def _finish(self, flight: Flight) -> GenerationResult:
-        """Decode picture by picture, so that four outputs need the memory of one."""
-        request = flight.request
-        with _timed(flight.timings, "decode"):
-            images = tuple(
-                image
-                for packed in flight.latents.split(1)
-                for image in latents.to_uint8(
-                    latents.decode(self._autoencoder, packed, request.height, request.width, self._dtype)
-                )
-            )
+    def _finish(self, flight: Flight) -> DenoisedRequest:
         self._leave(flight.job_id)
-        return GenerationResult(
-            images=images,
+        return DenoisedRequest(
+            request=flight.request,
+            latents=FinalLatents(flight.latents, mark(self._device)),
             seeds=flight.seeds,
             timings=flight.timings,
-            device_memory=self._memory(),
             reference_faces=flight.reference_faces,
         )
 
@@ -356,7 +432,9 @@ class PulidFluxEngine:
         ]
 
 
-def denoise_step(flux: IdentityFlux | FusedFlux, group: Sequence[Flight], rotary: Rotary) -> None:
+def denoise_step(
+    flux: IdentityFlux | FusedFlux | CapturedFlux, group: Sequence[Flight], rotary: Rotary
+) -> None:
     """Advance flights of one shape by one step, in one forward pass."""
     rows = step_input(group)
     table = {} if rows.modulation is None else {"modulation_rows": rows.modulation}
@@ -375,12 +453,22 @@ def denoise_step(flux: IdentityFlux | FusedFlux, group: Sequence[Flight], rotary
         flight.advance(own_rows)
 
 
-def _details(flux: IdentityFlux | FusedFlux) -> dict[str, str]:
-    return {"kernels": flux.kernels.described()} if isinstance(flux, FusedFlux) else {}
+def _details(flux: IdentityFlux | FusedFlux | CapturedFlux) -> dict[str, str]:
+    if isinstance(flux, CapturedFlux):
+        return {"captures": flux.form}
+    return flux.described() if isinstance(flux, FusedFlux) else {}
 
 
 def _reference_faces(given: Conditioning) -> tuple[FaceEmbedding | None, ...]:
     return tuple(identity.face_embedding for _, identity in given.people)
+
+
+def _tell_decoding_apart(timings: dict[str, float], photos: Sequence[Photo]) -> None:
+    """Photos are decoded among the reading of faces, and only those that were not known."""
+    decoding_s = [photo.decoding_s for photo in photos if photo.decoding_s is not None]
+    if decoding_s:
+        timings["decode_photo"] = sum(decoding_s)
+        timings["face"] -= timings["decode_photo"]
 
 
 @contextmanager

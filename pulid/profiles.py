@@ -9,6 +9,7 @@ from pulid.errors import UnknownProfile
 
 AttentionForm = Literal["folded", "reference"]
 TransformerForm = Literal["diffusers", "fused"]
+DecoderForm = Literal["plain", "channels_last", "compiled"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,10 +23,17 @@ class SpeedProfile:
     device_memory: int = 0  # bytes that one card must have; 0: no card computes
     identity_attention: AttentionForm = "folded"
     transformer_form: TransformerForm = "diffusers"  # whose block code runs; the weights are the same
+    compiles: bool = False  # the fused form's blocks, by torch's compiler, while the engine warms up
+    decoder_form: DecoderForm = "plain"  # see pulid/flux/decoder.py
+    captures: bool = False  # the forward of a step is recorded for each shape; pulid/flux/step_graph.py
     # May rows of different requests share a denoising step? Then a picture's last bits depend on
     # its neighbours, so `exact` and `tiny` never do it.
     shares_steps: bool = False
     notice: str = ""  # shown wherever a picture of this profile is handed out
+
+    def __post_init__(self) -> None:
+        if self.compiles and self.transformer_form != "fused":
+            raise ValueError(f"The profile {self.name!r} compiles, so its transformer_form must be fused.")
 
 
 PROFILES = {

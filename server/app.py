@@ -84,7 +84,7 @@ def create_app(
     service = JobService(
         storage=JobStorage(settings.data_dir),
         devices=devices or devices_of(settings),
-        create_engine=create_engine or engine_factory(settings),
+        create_engine=create_engine or engine_factory(settings, keeps_compiled_code=True),
         decode_photo=partial(decode_image, max_megapixels=settings.max_image_mp),
         parse=partial(parse_body, max_prompt_chars=settings.max_prompt_chars),
         face_stage=FaceStage(
@@ -186,8 +186,16 @@ def devices_of(settings: Settings) -> tuple[str, ...]:
     return tuple(engines.devices_for(engines.profile_or_exact(settings.profile), settings.devices))
 
 
-def engine_factory(settings: Settings, say: Callable[[str, str, int], None] | None = None) -> CreateEngine:
-    """What makes an engine on a device; `say` hears of the loading: device, part, percent."""
+def engine_factory(
+    settings: Settings,
+    say: Callable[[str, str, int], None] | None = None,
+    *,
+    keeps_compiled_code: bool = False,
+) -> CreateEngine:
+    """What makes an engine on a device; `say` hears of the loading: device, part, percent.
+
+    Compiled code is kept in the data folder, by whoever may write there; others leave it where torch does.
+    """
     return partial(
         engines.create_engine,
         profile=settings.profile,
@@ -195,6 +203,7 @@ def engine_factory(settings: Settings, say: Callable[[str, str, int], None] | No
         face_mode=settings.face_mode,
         choice=choice_of(settings),
         loras=settings.loras,
+        compile_cache=settings.data_dir / "compile-cache" if keeps_compiled_code else None,
         progress=None if say is None else LoadingReport(say),
     )
 

@@ -1,7 +1,7 @@
 """One request through an engine that nobody else drives, for commands without a server.
 
-The engine's calls in their order: admit, step until the last event, cancel whatever is left. Knows no
-terminal and no files.
+The engine's calls in their order: admit, step until the last event, cancel whatever is left, decode. Knows
+no terminal and no files.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def run_alone(
             told(last)
             if last.error is not None:
                 raise last.error
-            if last.result is not None:
-                return last.result
+            if last.denoised is not None:
+                return engine.decode(last.denoised)
     finally:
         engine.cancel(_JOB)
     raise EngineFailed("The engine stopped before the picture was done.")

@@ -6,6 +6,7 @@ at once. Never falls back silently: what was asked for is what computes, or the 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -37,12 +38,14 @@ def create_engine(
     face_mode: FaceMode,
     choice: Choice = Choice(),  # noqa: B008 - frozen
     loras: Loras = (),
+    compile_cache: Path | None = None,
     progress: Callable[[str, LoadProgress], None] | None = None,
 ) -> Engine:
     """Load an engine; takes seconds (tiny) to minutes. Call it in the process that will drive it.
 
     `device` is one of `devices_for`; `profile` None means exact. The files are looked at before the
-    device is touched; `progress` hears on which device and how far the loading is. Raises UnknownProfile,
+    device is touched; `progress` hears on which device and how far the loading is. What compilers make
+    goes to `compile_cache`, unless the environment names another folder. Raises UnknownProfile,
     SettingsError, DeviceUnavailable or WeightsMissing.
     """
     chosen = profile_or_exact(profile)
@@ -53,6 +56,8 @@ def create_engine(
         return tiny_engine(face_mode=face_mode)
 
     require_checkpoints(checkpoints_of(chosen, weights_dir, choice), weights_dir)
+    if compile_cache is not None:
+        keep_compiled_code(compile_cache)
     from pulid.load import load_engine
 
     return load_engine(
@@ -63,6 +68,12 @@ def create_engine(
         loras=loras,
         progress=None if progress is None else partial(progress, device),
     )
+
+
+def keep_compiled_code(folder: Path) -> None:
+    """Let this process's compilers find what an earlier one made. What the operator has set stays."""
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "torch"))
+    os.environ.setdefault("TRITON_CACHE_DIR", str(folder / "triton"))
 
 
 def profile_or_exact(name: str | None) -> SpeedProfile:

@@ -10,9 +10,10 @@
 
 Spans are made in the server's process alone. What happens in a worker is known from its messages:
 when one arrives, and how many seconds each part took. So the parts of `Prepared` end with its
-arrival and lie one before the other, `decode` ends with the arrival of the last step, `denoise`
-lies between the first step's and that, and `encode` ends with the arrival of `Finished`. The pipe
-and the event loop make them late by milliseconds at most.
+arrival and lie one before the other, `denoise` lies between the first step's and the last step's,
+`encode` ends with the arrival of `Finished`, and `decode` lies between the last step's and where
+`encode` begins: pictures that wait for those of another job wait there. The pipe and the event loop
+make them late by milliseconds at most.
 
 All is done on the event loop; a thread of the SDK sends. A collector that does not answer costs
 spans, never a picture. What a caller sends besides `traceparent` (tracestate, baggage) is not read.
@@ -114,7 +115,7 @@ class JobSpans:
         )
         self._under_job = set_span_in_context(self._job, Context())
         self._open: dict[str, Span] = {}
-        self._painted_at = 0  # ns: the last step, decoding included, was done
+        self._denoised_at = 0  # ns: the last step was done
         self._begin("queue", _ns(record.submitted_at))
 
     def fetching(self) -> None:
@@ -132,7 +133,9 @@ class JobSpans:
                 self._done("queue", now)
                 self._begin("denoise", now)
             case Stepped(step=step, num_steps=num_steps) if step == num_steps:
-                self._painted_at = now
+                self._done("denoise", now)
+                self._begin("decode", now)
+                self._denoised_at = now
             case Finished(timings=timings):
                 self._finished(timings, now)
             case JobFailed(_, error):
@@ -166,11 +169,9 @@ class JobSpans:
             end = start
 
     def _finished(self, timings: Mapping[str, float], now: int) -> None:
-        decoding = self._painted_at - _ns(timings.get("decode", 0.0))
-        self._done("denoise", decoding)
-        self._begin("decode", decoding)
-        self._done("decode", self._painted_at)
-        self._begin("encode", max(self._painted_at, now - _ns(timings.get("encode", 0.0))))
+        encoding = max(self._denoised_at, now - _ns(timings.get("encode", 0.0)))
+        self._done("decode", encoding)
+        self._begin("encode", encoding)
         self._done("encode", now)
 
     def _break_off(self, code: str, but: tuple[str, ...] = ("queue",)) -> None:

@@ -6,8 +6,10 @@ engine does with a request stands in the request's prompt:
     "a knight, crash at step 2"            SIGKILL in the middle of its second step
     "crash once while preparing"           the same, but only the first time (needs a Script)
     "stall at step 3"                      never comes back
-    "oom", "raise", "lose the device"      at step 1; or at admission, at step N, while preparing
+    "oom", "raise", "lose the device"      at step 1; or at admission, at step N, while preparing,
+                                           while decoding
     "slow 0.05 s per step", "slow 0.5 s while preparing"
+    "held while decoding"                  until the test lets it (needs a Script)
     "no face", "several faces", "a foreign identity"
     "alike 0.7 none"                       who asks hears that of two people; unsaid: 0.5, of one
     "raise over the likeness"              or another order of the third line
@@ -39,6 +41,7 @@ from PIL import Image
 from pulid.engine import (
     LARGEST_FACE,
     Box,
+    DenoisedRequest,
     EngineInfo,
     FaceChoice,
     FaceEmbedding,
@@ -49,11 +52,20 @@ from pulid.engine import (
     LoadProgress,
     Mask,
     Person,
+    PhotoFile,
     PreparedRequest,
     RgbImage,
     StepEvent,
 )
-from pulid.errors import DeviceLost, IdentityRejected, NoFaceFound, OutOfMemory, PulidError, SeveralFaces
+from pulid.errors import (
+    DeviceLost,
+    IdentityRejected,
+    NoFaceFound,
+    OutOfMemory,
+    PulidError,
+    SeveralFaces,
+    about_photo,
+)
 
 PATIENCE_S = 20.0  # for what must happen soon; only a failing test waits this long
 _POLL_S = 0.002
@@ -62,7 +74,7 @@ SECRET = "a private prompt"  # in the text of every unexpected exception: it may
 
 _ORDER = re.compile(
     r"\b(?P<what>crash|stall|oom|raise|lose the device)(?P<once> once)?"
-    r"(?: (?P<when>at admission|at step (?P<step>\d+)|while preparing|over the likeness))?\b"
+    r"(?: (?P<when>at admission|at step (?P<step>\d+)|while preparing|while decoding|over the likeness))?\b"
 )
 _ALIKE = re.compile(r"\balike(?P<people>(?: [\d.]+| none)+)")
 _SLOW = re.compile(r"\bslow (?P<s>[\d.]+) s (?P<when>per step|while preparing)\b")
@@ -96,6 +108,7 @@ class ScriptedEngine:
         return len(self._in_flight) < self._places
 
     def prepare(self, request: GenerationRequest) -> PreparedRequest:
+        request, timings = with_pixels(request)
         self._note("preparing", prompt=request.prompt)
         self._obey(request.prompt, "while preparing")
         if "no face" in request.prompt:
@@ -107,7 +120,7 @@ class ScriptedEngine:
         return PreparedRequest(
             request=replace(request, id_images=()),
             conditioning=request.id_images,
-            timings={"face": 0.0, "text": 0.0},
+            timings={**timings, "face": 0.0, "text": 0.0},
             cache_hits={"identity": False, "prompt": False},
         )
 
@@ -130,6 +143,13 @@ class ScriptedEngine:
             if (fault := self.fail_step.get(prepared.request.prompt)) is not None:
                 raise fault
         return [self._advance(job_id) for job_id in list(self._in_flight)]
+
+    def decode(self, denoised: DenoisedRequest) -> GenerationResult:
+        self._note("decoding", prompt=denoised.request.prompt)
+        self._obey(denoised.request.prompt, "while decoding")
+        if "held while decoding" in denoised.request.prompt:
+            self._script.take_decoding()
+        return paint(replace(denoised.request, id_images=denoised.latents))
 
     def watch(self, job_id: str, on: bool) -> None:
         self.threads.add(threading.get_ident())
@@ -189,11 +209,11 @@ class ScriptedEngine:
             error = exc
         self.steps[job_id] = done
         self._note("step", job=job_id, step=done)
-        result = None
+        denoised = None
         if error is None and done == request.num_steps:
-            result = paint(replace(request, id_images=prepared.conditioning))
-        preview = preview_of(done) if job_id in self._watched and result is None else None
-        if error is not None or result is not None:
+            denoised = denoised_of(request, latents=prepared.conditioning)
+        preview = preview_of(done) if job_id in self._watched and denoised is None else None
+        if error is not None or denoised is not None:
             del self._in_flight[job_id]
             self._watched.discard(job_id)
         return StepEvent(
@@ -201,7 +221,7 @@ class ScriptedEngine:
             step=done,
             num_steps=request.num_steps,
             preview=preview,
-            result=result,
+            denoised=denoised,
             error=error,
         )
 
@@ -221,6 +241,18 @@ class ScriptedEngine:
     def _note(self, what: str, **facts: object) -> None:
         if self._script is not None:
             self._script.write(what, device=self.info.device, pid=os.getpid(), **facts)
+
+
+def with_pixels(request: GenerationRequest) -> tuple[GenerationRequest, dict[str, float]]:
+    """The request with all its photo files decoded, and how long that took, as an engine tells it."""
+    started = time.perf_counter()
+    photos = list(request.id_images)
+    for number, photo in enumerate(photos):
+        if isinstance(photo, PhotoFile):
+            with about_photo(number):
+                photos[number] = photo.decode(photo.data)
+    timings = {"decode_photo": time.perf_counter() - started} if photos else {}
+    return replace(request, id_images=tuple(photos)), timings
 
 
 def _crash() -> None:
@@ -292,6 +324,9 @@ class Script:
     def let_load(self) -> None:
         (self.folder / "load").touch()
 
+    def let_decode(self) -> None:
+        (self.folder / "decode").touch()
+
     def run_steps(self, count: int) -> None:
         """Let gated engines do that many steps, all together."""
         for _ in range(count):
@@ -328,6 +363,11 @@ class Script:
         return [line["prompt"] for line in self.lines("preparing")]
 
     @property
+    def decoded(self) -> list[str]:
+        """The prompts whose pictures were begun to be decoded, in order."""
+        return [line["prompt"] for line in self.lines("decoding")]
+
+    @property
     def steps(self) -> dict[str, int]:
         """Steps done in the last attempt, by job."""
         return {line["job"]: line["step"] for line in self.lines("step")}
@@ -357,6 +397,10 @@ class Script:
         """Wait for the permission to do a step."""
         if self.gated:
             _wait_until(lambda: (self.folder / "open").exists() or self._take_permit(), timeout_s=None)
+
+    def take_decoding(self) -> None:
+        """Wait for the permission to decode."""
+        _wait_until((self.folder / "decode").exists, timeout_s=None)
 
     def is_first(self, order: str) -> bool:
         try:
@@ -421,6 +465,18 @@ def _person_from_json(fields: dict[str, Any]) -> Person:
 
 
 # pictures
+
+
+def denoised_of(request: GenerationRequest, latents: object = ()) -> DenoisedRequest:
+    """What stands for the latents is what `paint` needs beside the request: the photos."""
+    painted = paint(replace(request, id_images=()))
+    return DenoisedRequest(
+        request=request,
+        latents=latents,
+        seeds=painted.seeds,
+        timings=painted.timings,
+        reference_faces=painted.reference_faces,
+    )
 
 
 def paint(request: GenerationRequest) -> GenerationResult:

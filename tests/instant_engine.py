@@ -1,16 +1,18 @@
 """InstantEngine: every request is done at once, with the same picture. For measuring the server alone.
 
-Nothing is looked at but the job's id, so it takes no time worth measuring. Where a test looks at
-pictures or at what an engine was asked, `fakes.ScriptedEngine` is the right one.
+Nothing is looked at but the job's id, so all but the decoding of its photo takes no time worth
+measuring. Where a test looks at pictures or at what an engine was asked, `fakes.ScriptedEngine` is the
+right one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from fakes import paint
+from fakes import denoised_of, paint, with_pixels
 from pulid.engine import (
     LARGEST_FACE,
+    DenoisedRequest,
     EngineInfo,
     FaceChoice,
     FaceEmbedding,
@@ -27,9 +29,12 @@ from pulid.engine import (
 SIDE = 256  # pixels
 
 
+THE_REQUEST = GenerationRequest(prompt="portrait", seed=1, width=SIDE, height=SIDE, num_steps=1)
+
+
 def the_picture() -> GenerationResult:
     """What every job ends with."""
-    return paint(GenerationRequest(prompt="portrait", seed=1, width=SIDE, height=SIDE, num_steps=1))
+    return paint(THE_REQUEST)
 
 
 class InstantEngine:
@@ -38,21 +43,29 @@ class InstantEngine:
     def __init__(self, device: str, *, progress: Callable[[str, LoadProgress], None] | None = None) -> None:
         self.info = EngineInfo(profile="instant", device=device)
         self._result = the_picture()
+        self._denoised = denoised_of(THE_REQUEST)
         self._in_flight: list[str] = []
 
     def can_admit(self, request: GenerationRequest) -> bool:
         return not self._in_flight
 
     def prepare(self, request: GenerationRequest) -> PreparedRequest:
-        return PreparedRequest(request=request, conditioning=None, timings={})
+        """The photos are decoded, as an engine decodes those that it does not know."""
+        request, timings = with_pixels(request)
+        return PreparedRequest(request=request, conditioning=None, timings=timings)
 
     def admit(self, job_id: str, request: GenerationRequest | PreparedRequest) -> None:
         self._in_flight.append(job_id)
 
     def step(self) -> list[StepEvent]:
-        done = [StepEvent(job_id=job, step=1, num_steps=1, result=self._result) for job in self._in_flight]
+        done = [
+            StepEvent(job_id=job, step=1, num_steps=1, denoised=self._denoised) for job in self._in_flight
+        ]
         self._in_flight.clear()
         return done
+
+    def decode(self, denoised: DenoisedRequest) -> GenerationResult:
+        return self._result
 
     def watch(self, job_id: str, on: bool) -> None:
         pass

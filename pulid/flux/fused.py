@@ -3,7 +3,8 @@
 Computes what `IdentityFlux` computes, and is called alike. Queries, keys and values are one GEMM; what
 lies between GEMMs and attention is one kernel each (`kernels`); text and image are joined once before
 the single blocks; modulation may come ready for the step (`modulation`). The blocks are functions of
-tensors, so that a compiler makes one graph for all 19 and one for all 38, whatever the size.
+tensors, so that a compiler makes one graph for all 19 and one for all 38, whatever the size; `Blocks`
+says which form of them runs (`compiled`).
 
 Knows: the arithmetic of the blocks, and after which an identity is added.
 Does not know: faces, prompts, requests.
@@ -14,7 +15,8 @@ from __future__ import annotations
 import pulid.torchvision_guard  # noqa: F401
 
 # isort: split
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -22,6 +24,7 @@ import torch.nn.functional as F
 from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
+from pulid.flux.attention_backend import backend_for, cudnn_first
 from pulid.flux.kernels.choice import Kernels, choose
 from pulid.flux.modulation import ModulationTable, modulation, modulation_linears, modulation_table
 from pulid.flux.packing import DoubleWeights, SingleWeights, StreamWeights, double_weights, single_weights
@@ -60,11 +63,20 @@ class FoldedResidual(Protocol):
 
 
 class FusedFlux:
-    """Predicts the velocity of a batch of rows. Make it when the transformer is where it will stay."""
+    """Predicts the velocity of a batch of rows. Make it when the transformer is where it will stay.
 
-    def __init__(self, transformer: FluxTransformer2DModel, kernels: Kernels | None = None) -> None:
+    `blocks` may be exchanged between two calls: the weights are theirs alike.
+    """
+
+    def __init__(
+        self,
+        transformer: FluxTransformer2DModel,
+        kernels: Kernels | None = None,
+        blocks: Blocks | None = None,
+    ) -> None:
         """Packs the transformer's projections, and on a CUDA device compiles and checks the kernels."""
         self.transformer = transformer
+        self.blocks = blocks or PLAIN_BLOCKS
         config = transformer.config
         self.kernels = kernels or choose(
             transformer.x_embedder.weight.device,
@@ -78,9 +90,30 @@ class FusedFlux:
         self._widths = [linear.out_features for linear in modulation_linears(transformer)]
         self.attention_count = attention_count(len(self._doubles), len(self._singles))
 
+    def weights(self) -> Iterator[Tensor]:
+        """All that the blocks are given of them."""
+        for double in self._doubles:
+            yield from (*double.text, *double.image)
+        for single in self._singles:
+            yield from single
+
     def rotary(self, text_ids: Tensor, image_ids: Tensor) -> Rotary:
         """Rotary tables for text ids (text tokens, 3) and image ids (image tokens, 3)."""
         return IdentityFlux(self.transformer).rotary(text_ids, image_ids)
+
+    def described(self) -> dict[str, str]:
+        """What computes, for `EngineInfo.details`."""
+        config, weight = self.transformer.config, self.transformer.x_embedder.weight
+        return {
+            "kernels": self.kernels.described(),
+            "blocks": self.blocks.note,
+            "attention": backend_for(
+                weight.device,
+                weight.dtype,
+                heads=config.num_attention_heads,
+                head_dim=config.attention_head_dim,
+            ),
+        }
 
     def modulation_table(self, times: Sequence[float], guidance: float, pooled: Tensor) -> ModulationTable:
         """The modulation of all steps of one branch of a request; pooled (1, 768)."""
@@ -101,7 +134,8 @@ class FusedFlux:
         if modulation_rows is None:
             modulation_rows = modulation(self.transformer, timestep, guidance, pooled)
         modulations = iter(modulation_rows.split(self._widths, dim=-1))
-        with torch.cuda.device_of(latents):  # Triton launches on the current device
+        # Triton launches on the current device.
+        with torch.cuda.device_of(latents), cudnn_first(latents.device):
             image = self._through_blocks(
                 self.transformer.context_embedder(text),
                 self.transformer.x_embedder(latents),
@@ -123,7 +157,7 @@ class FusedFlux:
         """The image tokens after the last block; takes the blocks' modulations, in order."""
         added = 0  # identity attentions; counts on from the double to the single blocks
         for number, double in enumerate(self._doubles):
-            text, image = double_block(
+            text, image = self.blocks.double(
                 self.kernels, double, text, image, next(modulations), next(modulations), *rotary
             )
             if identity is not None and number % DOUBLE_INTERVAL == 0:
@@ -132,7 +166,7 @@ class FusedFlux:
         length = text.shape[1]
         joint = torch.cat((text, image), dim=1)
         for number, single in enumerate(self._singles):
-            joint = single_block(self.kernels, single, joint, next(modulations), *rotary)
+            joint = self.blocks.single(self.kernels, single, joint, next(modulations), *rotary)
             if identity is not None and number % SINGLE_INTERVAL == 0:
                 self._add_identity(added, joint[:, length:], identity)
                 added += 1
@@ -142,7 +176,10 @@ class FusedFlux:
         """In place."""
         if isinstance(identity, FoldedResidual):
             maps = identity.attentions[index]
-            add_folded(self.kernels, image, maps.query_map, maps.query_offset, maps.value_map, maps.heads)
+            attention = self.blocks.identity(
+                self.kernels, image, maps.query_map, maps.query_offset, maps.heads
+            )
+            add_values(image, attention, maps.value_map)
         else:
             image += identity.residual(index, image)
 
@@ -218,18 +255,38 @@ def _attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
 
 
-def add_folded(
+def folded_attention(
     kernels: Kernels,
-    image: Tensor,  # (batch, tokens, dim), changed in place; batch is a multiple of groups
+    image: Tensor,  # (batch, tokens, dim); batch is a multiple of groups
     query_map: Tensor,
     query_offset: Tensor,
-    value_map: Tensor,
     heads: int,
-) -> None:
-    """Add a folded identity attention to the image tokens. The sum is part of the second GEMM."""
-    batch, tokens, dim = image.shape
-    groups = query_map.shape[0]
-    normed = F.layer_norm(image, (dim,), eps=IDENTITY_EPS).reshape(groups, -1, dim)
-    attention = kernels.head_softmax(normed @ query_map, query_offset, heads)
-    values = value_map[:, None].expand(-1, batch // groups, -1, -1).flatten(0, 1)  # a copy if groups > 1
+) -> Tensor:
+    """How much each image token sees of each identity token: (groups, rows of a group, heads * n)."""
+    dim = image.shape[-1]
+    normed = F.layer_norm(image, (dim,), eps=IDENTITY_EPS).reshape(query_map.shape[0], -1, dim)
+    return kernels.head_softmax(normed @ query_map, query_offset, heads)
+
+
+def add_values(image: Tensor, attention: Tensor, value_map: Tensor) -> None:
+    """Add to the image tokens, in place, what they see. The sum is part of the GEMM.
+
+    Never compiled: a compiler would copy the tokens into its graph and out again.
+    """
+    batch, tokens, _ = image.shape
+    rows = batch // value_map.shape[0]
+    values = value_map[:, None].expand(-1, rows, -1, -1).flatten(0, 1)  # a copy if groups > 1
     image.baddbmm_(attention.reshape(batch, tokens, -1), values)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blocks:
+    """The functions that the loop calls; each may be a compiled form of the one that is named here."""
+
+    double: Callable[..., tuple[Tensor, Tensor]] = double_block
+    single: Callable[..., Tensor] = single_block
+    identity: Callable[..., Tensor] = folded_attention
+    note: str = "plain"  # or "compiled", or why they are plain although they should be compiled
+
+
+PLAIN_BLOCKS = Blocks()

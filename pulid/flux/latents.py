@@ -1,4 +1,4 @@
-"""Latents: from a seed to packed noise, and from packed latents to pixels.
+"""Latents: from a seed to packed noise, from packed latents back to a grid, and from pictures to bytes.
 
 Sizes are pixels at the border and are rounded up to multiples of 16: one image token is a cell of
 2x2 latents, each of 8x8 pixels. Source: docs/spec/PULID_SPEC.md, sections 7.1 and 7.6.
@@ -6,11 +6,7 @@ Sizes are pixels at the border and are rounded up to multiples of 16: one image 
 
 from __future__ import annotations
 
-import pulid.torchvision_guard  # noqa: F401
-
-# isort: split
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor
 
 from pulid.engine import RgbImage
@@ -57,16 +53,6 @@ def image_ids(height: int, width: int, device: torch.device) -> Tensor:
 def text_ids(tokens: int, device: torch.device) -> Tensor:
     """(tokens, 3) float32 zeros: text has no place in the picture."""
     return torch.zeros(tokens, 3, device=device)
-
-
-def decode(vae: AutoencoderKL, packed: Tensor, height: int, width: int, dtype: torch.dtype) -> Tensor:
-    """Packed latents (batch, tokens, 64) -> pictures (batch, 3, h, w) around [-1, 1].
-
-    The autoencoder's weights stay float32; with bfloat16 the convolutions run under autocast.
-    """
-    latents = unpack(packed, height, width) / vae.config.scaling_factor + vae.config.shift_factor
-    with torch.autocast(latents.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-        return vae.decode(latents, return_dict=False)[0]
 
 
 def to_uint8(pictures: Tensor) -> tuple[RgbImage, ...]:

@@ -6,6 +6,9 @@ together, is read once for a request, and not once for each step.
 
 from __future__ import annotations
 
+import pulid.torchvision_guard  # noqa: F401
+
+# isort: split
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -6,6 +6,9 @@ Whoever moves or casts the network afterwards tears them apart again: pack last.
 
 from __future__ import annotations
 
+import pulid.torchvision_guard  # noqa: F401
+
+# isort: split
 from collections.abc import Sequence
 from typing import NamedTuple
 

@@ -24,6 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from pulid.flux import latents
+from pulid.flux.decoder import Decoder
 
 MAX_EDGE = 256  # pixels
 JPEG_QUALITY = 80
@@ -85,7 +86,7 @@ def fitted_projection(vae: AutoencoderKL) -> Projection:
     noise = latents.draw_noise(
         _FIT_SEED, _FIT_EDGE, _FIT_EDGE, channels=channels, dtype=torch.float32, device=torch.device("cpu")
     ).to(vae.device)
-    decoded = latents.decode(vae, latents.pack(noise), _FIT_EDGE, _FIT_EDGE, torch.float32)
+    decoded = Decoder(vae, torch.float32).decode(latents.pack(noise), _FIT_EDGE, _FIT_EDGE)
     colours = F.avg_pool2d(decoded.clamp(-1, 1), 8).flatten(2)[0].T  # (cells, 3)
     around = F.unfold(noise, _FIT_KERNEL, padding=_FIT_KERNEL // 2)[0].T  # (cells, channels * k * k)
     with_one = torch.cat((around, around.new_ones(len(around), 1)), dim=1)

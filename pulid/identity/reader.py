@@ -1,20 +1,23 @@
 """People as a request names them -> identities: photos are read once, identity files are checked.
 
 Face reader and encoder with a memory: what was read from a photo is kept by the photo's content and
-the face that was meant. For one thread at a time, as the detectors are. Does not know: prompts,
-where in the picture a person goes (`people`), how tokens reach the transformer (`attention`).
+the face that was meant. Of a photo file the content is its bytes, so a known one is not decoded.
+Does not know: how files are decoded, prompts, where in the picture a person goes (`people`), how
+tokens reach the transformer (`attention`).
 """
 
 from __future__ import annotations
 
 import hashlib
+import threading
+import time
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 
 import numpy as np
 
 from pulid.cache import LruCache
-from pulid.engine import FaceChoice, Fusion, Person, RgbImage
+from pulid.engine import FaceChoice, Fusion, Person, PhotoFile, RgbImage
 from pulid.errors import BadRequest, about_photo
 from pulid.identity.encoder import IdentityEncoder
 from pulid.identity.face import FaceReader
@@ -29,21 +32,41 @@ CACHED_IDENTITIES = 64  # at full size 128 KiB each
 class Photo:
     """A photo of a request. What is in it is summed up once, when somebody asks."""
 
-    def __init__(self, pixels: RgbImage) -> None:
-        self.pixels = pixels
+    def __init__(self, source: RgbImage | PhotoFile) -> None:
+        self._source = source
+        self.decoding_s: float | None = None  # None: its pixels were there, or not needed
 
     @cached_property
     def content(self) -> bytes:
-        """What two photos share only if every pixel is the same. SHA-256: processors have it in hardware."""
-        digest = hashlib.sha256(str(self.pixels.shape).encode())
-        digest.update(np.ascontiguousarray(self.pixels).data)
+        """What two photos share only if every byte is the same: of the file, or else of the pixels.
+
+        SHA-256: processors have it in hardware.
+        """
+        if isinstance(self._source, PhotoFile):
+            kind, data = "file", memoryview(self._source.data)
+        else:
+            kind, data = str(self._source.shape), np.ascontiguousarray(self._source).data
+        digest = hashlib.sha256(kind.encode())
+        digest.update(data)
         return digest.digest()
+
+    def pixels(self) -> RgbImage:
+        """A file's are made now, and kept by nobody here: large ones take 180 MB. Raises ImageRejected."""
+        if not isinstance(self._source, PhotoFile):
+            return self._source
+        started = time.perf_counter()
+        pixels = self._source.decode(self._source.data)
+        self.decoding_s = (self.decoding_s or 0.0) + time.perf_counter() - started
+        return pixels
 
 
 class IdentityReader:
-    def __init__(self, faces: FaceReader, encoder: IdentityEncoder) -> None:
+    """`detecting` is held by whoever uses the detectors: they serve one thread at a time."""
+
+    def __init__(self, faces: FaceReader, encoder: IdentityEncoder, detecting: threading.Lock) -> None:
         self._faces = faces
         self._encoder = encoder
+        self._detecting = detecting
         self._identities: LruCache[tuple[bytes, FaceChoice], Identity] = LruCache(CACHED_IDENTITIES)
         self.tokens_per_photo = encoder.idformer.num_queries
         self.checkpoint = fingerprint((encoder.idformer, encoder.eva))
@@ -53,7 +76,10 @@ class IdentityReader:
         return all((photos[index].content, person.face) in self._identities for index in person.photos)
 
     def read(self, photos: Sequence[Photo], person: Person) -> Identity:
-        """One person; `photos` are the request's. Raises NoFaceFound, SeveralFaces or IdentityRejected."""
+        """One person; `photos` are the request's.
+
+        Raises ImageRejected, NoFaceFound, SeveralFaces or IdentityRejected.
+        """
         if person.identity is not None:
             return self._from_file(person.identity)
         return self._fused([(index, photos[index]) for index in person.photos], person.fusion, person.face)
@@ -77,8 +103,10 @@ class IdentityReader:
 
     def _from_photo(self, photo: Photo, face: FaceChoice) -> Identity:
         def make() -> Identity:
-            crop = self._faces.read(photo.pixels, face)
-            return Identity(self._encoder.encode(crop), unit(crop.face_embedding))
+            pixels = photo.pixels()  # others may use the detectors meanwhile
+            with self._detecting:
+                crop = self._faces.read(pixels, face)
+                return Identity(self._encoder.encode(crop), unit(crop.face_embedding))
 
         return self._identities.get_or_make((photo.content, face), make)
 

@@ -118,7 +118,8 @@ class Answer:
             headers = MutableHeaders(scope=message)
             headers["x-request-id"] = self._scope["state"]["request_id"]
             headers["x-content-type-options"] = "nosniff"
-            headers.update(self._scope["state"].get("rate_limit_headers", {}))
+            for name, value in self._scope["state"].get("rate_limit_headers", {}).items():
+                headers.setdefault(name, value)  # a refusal says itself when to come again
         await self._send(message)
 
 

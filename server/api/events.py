@@ -17,6 +17,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 from fastapi.responses import StreamingResponse
+from pydantic import BeforeValidator, TypeAdapter, ValidationError
 from starlette.types import Receive, Scope, Send
 
 from server.api.deps import NEEDS_KEY, KeyDep, LinksDep, ServiceDep, SettingsDep
@@ -32,7 +33,16 @@ router = APIRouter(tags=["v2"], dependencies=[NEEDS_KEY])
 PING_S = 15.0
 _LOOK_S = 0.5  # how soon a stream notices that the server goes down
 
+_BOOLEAN = TypeAdapter(bool)
 _HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}  # the second one is nginx's
+
+
+def _preview(value: object) -> bool:
+    """In all the words for true and false that a body may have."""
+    try:
+        return _BOOLEAN.validate_python(value)
+    except ValidationError:
+        raise InvalidParameters([FieldProblem("preview", "preview must be true or false.")]) from None
 
 
 @router.get(
@@ -53,30 +63,21 @@ async def job_events(
     key: KeyDep,
     links: LinksDep,
     preview: Annotated[
-        str | None,
-        Query(
-            description="true: while the job is PROCESSING, with a small picture of how far it is.",
-            json_schema_extra={"enum": ["true", "false"]},
-        ),
-    ] = None,
+        bool,
+        BeforeValidator(_preview),
+        Query(description="true: while the job is PROCESSING, with a small picture of how far it is."),
+    ] = False,
 ) -> Response:
     """The status of a job as a stream of events."""
-    previews = _wants_previews(preview)
     await service.view(request_id, key=key)  # a 404 while there is still a status to send
 
     def event(view: JobView) -> bytes:
         body = status_of_job(view, links, credits_left=settings.credits)
         return b"event: status\ndata: " + body.model_dump_json().encode() + b"\n\n"
 
-    views = service.events(request_id, key=key, previews=previews)
+    views = service.events(request_id, key=key, previews=preview)
     stream = event_stream(views, event, going_down=lambda: service.draining)
-    return EventResponse(stream, during=service.watching(request_id) if previews else nullcontext())
-
-
-def _wants_previews(asked: str | None) -> bool:
-    if asked not in (None, "true", "false"):
-        raise InvalidParameters([FieldProblem("preview", "preview must be one of true, false.")])
-    return asked == "true"
+    return EventResponse(stream, during=service.watching(request_id) if preview else nullcontext())
 
 
 class EventResponse(StreamingResponse):

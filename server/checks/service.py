@@ -57,7 +57,14 @@ def _why_not_usable(folder: DataDir) -> str:
             f"Another server uses the data folder {folder.root}. Stop it, or give this one a folder of its "
             "own with --data-dir."
         )
-    schema, newest = schema_of(folder.database), max(map(_number_of, MIGRATIONS.glob("[0-9]*.sql")))
+    try:
+        schema = schema_of(folder.database)
+    except OSError as exc:
+        return (
+            f"The database {folder.database} cannot be read: {exc.strerror}. Give it to the server's user, "
+            "or choose another folder with --data-dir."
+        )
+    newest = max(map(_number_of, MIGRATIONS.glob("[0-9]*.sql")))
     if schema > newest:
         return (
             f"The database {folder.database} was written by a newer version of this server (schema {schema}; "
@@ -67,10 +74,13 @@ def _why_not_usable(folder: DataDir) -> str:
 
 
 def _is_locked(lock: Path) -> bool:
+    """A file that this user may not open belongs to a server of another."""
     try:
         descriptor = os.open(lock, os.O_RDONLY)
     except FileNotFoundError:
         return False
+    except PermissionError:
+        return True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -81,7 +91,10 @@ def _is_locked(lock: Path) -> bool:
 
 
 def schema_of(database: Path) -> int:
-    """The version of its tables, from the head of the file; 0 where there is none. Opens no database."""
+    """The version of its tables, from the head of the file; 0 where there is none. Opens no database.
+
+    Raises OSError for a file that cannot be read.
+    """
     try:
         with database.open("rb") as file:
             head = file.read(_SCHEMA_AT.stop)

@@ -35,7 +35,8 @@ def thumbnail_of(photo: Photo) -> str:
 
 def page(plan: Plan, about: About, summary: Mapping[str, Any], results: Mapping[str, Result]) -> str:
     """`summary` as `summary_of` makes it; `results` by the ids of their cells."""
-    style = files("server.evaluation").joinpath("report.css").read_text("utf-8")
+    styles = ("web/colours.css", "evaluation/report.css")
+    style = "\n".join(files("server").joinpath(name).read_text("utf-8") for name in styles)
     painted = [photo for photo in plan.photos if photo.name not in summary["left_out"]]
     prompts = (_prompt(plan, painted, number, results) for number in range(1, len(plan.prompts) + 1))
     body = [

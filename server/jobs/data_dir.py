@@ -3,6 +3,7 @@
     jobs.sqlite3   the records of jobs (server/jobs/store.py)
     bodies/        request bodies and photos of jobs that have not ended (server/jobs/files.py)
     media/         finished pictures
+    compile-cache/ what compilers have made of the model, for the next start (server/engines.py)
     lock           held by the server as long as it runs
 
 The lock is the kernel's (flock): it ends with the process, however the process ends. Knows

@@ -57,7 +57,7 @@ def about(error: PulidError, places: Sequence[str]) -> PulidError:
 def hopeless(record: JobRecord) -> PulidError | None:
     """Why a job is not tried again; None where it is."""
     if record.deaths >= MAX_DEATHS:
-        return EngineFailed("The engine died twice over this request.")
+        return EngineFailed("The engine died twice over this request. Change the photo or the prompt.")
     if record.tries >= MAX_TRIES:
         return JobInterrupted(f"The server was interrupted {MAX_TRIES} times over this request.")
     return None

@@ -23,6 +23,7 @@ T = TypeVar("T")
 
 ParseBody = Callable[[bytes], ParsedBody]  # raises BadRequest
 
+PARSES_AT_ONCE = 4  # of all callers: a large mask takes 200 MB while it is decoded
 FETCHES_AT_ONCE = 8  # of one key; a fetched photo is in memory until it is on disk
 
 
@@ -34,6 +35,7 @@ class JobPhotos:
         self._face_stage = face_stage
         self._parse = parse
         self._metrics = metrics
+        self._parse_slots = asyncio.Semaphore(PARSES_AT_ONCE)
         self._fetch_slots = defaultdict[str, asyncio.Semaphore](lambda: asyncio.Semaphore(FETCHES_AT_ONCE))
 
     async def bring(self, job: LiveJob, parsed: ParsedBody) -> None:
@@ -47,7 +49,8 @@ class JobPhotos:
 
     async def read_body(self, job_id: str) -> ParsedBody:
         """What a v2 job was submitted with. Raises OSError or BadRequest."""
-        return await asyncio.to_thread(self._parse, await self._storage.read_body(job_id))
+        async with self._parse_slots:
+            return await asyncio.to_thread(self._parse, await self._storage.read_body(job_id))
 
     async def _store_all(self, job: LiveJob, parsed: ParsedBody) -> bool:
         """False: the disk does not take them now, and a v2 job may wait; a v1 caller hears of it."""

@@ -454,6 +454,7 @@ class JobRunner:
         self._dispatcher.enqueue(job, front=True)
         self._spawn(self._storage.try_save(job.record))
         job.touch()
+        self._count()
 
     def _lose_engines(self, error: PulidError) -> None:
         """No worker will come back: v2 jobs stay for the next server, v1 callers hear it now."""

@@ -33,7 +33,7 @@ from server.jobs.job import (
 )
 from server.jobs.live import JobView, ParsedBody
 from server.jobs.messages import FacesFound
-from server.jobs.photos import ParseBody, need_no_fetch
+from server.jobs.photos import PARSES_AT_ONCE, ParseBody, need_no_fetch
 from server.jobs.runner import JobLimits, JobRunner
 from server.jobs.storage import JobStorage, digest_of
 from server.loading import CreateEngine
@@ -41,7 +41,6 @@ from server.metrics import JobMetrics
 from server.tracing import RequestTrace
 
 UNPARSABLE = "unparsable_body"  # the code of a body that is no JSON object at all
-PARSES_AT_ONCE = 4  # of all callers: a large mask takes 200 MB while it is decoded
 
 
 class JobService:

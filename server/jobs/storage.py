@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -38,6 +38,7 @@ class JobStorage:
         self._data_dir = DataDir(root)
         self._min_free_bytes = min_free_bytes
         self._is_failing = False
+        self._undeleted: set[str] = set()  # media whose rows are gone, and whose files would not go
 
     async def open(self) -> None:
         """Raises SetupError when the folder is in use or its database cannot be used."""
@@ -153,7 +154,7 @@ class JobStorage:
     async def delete(self, record: JobRecord) -> None:
         """A job that has ended, with its pictures."""
         await self._db(self._store.delete, record.id)
-        await self.delete_media(record.media_id)
+        await self._db(self._delete_all_media, [record.media_id])
 
     # bodies, photos, pictures
 
@@ -209,8 +210,8 @@ class JobStorage:
         """Delete records and pictures whose time is over."""
 
         def sweep() -> None:
-            for media_id in self._store.sweep(now=time.time(), result_ttl_s=result_ttl_s):
-                self._media.delete(media_id)
+            expired = self._store.sweep(now=time.time(), result_ttl_s=result_ttl_s)
+            self._delete_all_media([*self._undeleted, *expired])
 
         await self._db(sweep)
 
@@ -223,6 +224,17 @@ class JobStorage:
                 self._media.delete(media_id)
 
         await self._db(clear)
+
+    def _delete_all_media(self, media_ids: Iterable[str]) -> None:
+        """Pictures that no row knows any more. What will not go now is tried again by each sweep."""
+        for media_id in media_ids:
+            try:
+                self._media.delete(media_id)
+            except OSError as exc:
+                self._undeleted.add(media_id)
+                log.error("pictures not deleted", **trace_of(exc))
+            else:
+                self._undeleted.discard(media_id)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

@@ -6,8 +6,8 @@ Four threads, so that none waits for the work of another:
     prepare   reads photos and prompt of the next job, beside the steps of the current one; and answers
               questions about photos, which belong to no job
     main      admits, steps, reports; cancels act between two steps
-    save      encodes the pictures of the last job and writes them, beside the next one's steps; and
-              measures, where asked, how much they look like the photo
+    save      decodes and encodes the pictures of the last job and writes them, beside the next one's
+              steps; and measures, where asked, how much they look like the photo
 
 An error of a job, expected or not, ends that job only. A fault of the device ends the process: the
 pool starts a new one. Knows no HTTP, no queue and no records of jobs.
@@ -21,14 +21,23 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from pulid.engine import Engine, GenerationResult, LoadProgress, PreparedRequest, RgbImage, StepEvent
+from pulid.engine import (
+    DenoisedRequest,
+    Engine,
+    GenerationResult,
+    LoadProgress,
+    PhotoFile,
+    PreparedRequest,
+    RgbImage,
+    StepEvent,
+)
 from pulid.errors import DeviceLost, EngineFailed, OutOfMemory, PulidError, SetupError, about_photo
 from server.jobs.files import MediaFiles, encode_images
 from server.jobs.job import Similarities
@@ -68,12 +77,12 @@ log = get_logger("worker")
 EXIT_STOPPED = 0
 EXIT_FAULT = 70  # EX_SOFTWARE: the device or the loop itself is broken
 EXIT_NO_ENGINE = 78  # EX_CONFIG: it would not load the next time either
+EXIT_OUT_OF_MEMORY = 71  # EX_OSERR: what fills the device goes with this process
 EXIT_ORPHANED = 75  # EX_TEMPFAIL: the server is gone
 
 TELL_LOADING_S = 0.25  # how often the server hears of it
 
-MAX_UNSAVED = 4  # jobs whose pictures wait in memory for the disk; beyond it none is admitted
-MAX_OUT_OF_MEMORY = 2  # in a row; then what remains in the device's memory is our own fault
+MAX_UNSAVED = 4  # jobs whose steps are done and whose pictures are not on disk; then none is admitted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,14 +138,14 @@ class Worker:
         # What other threads leave for the main one to do between two steps.
         self._notes: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._to_prepare: queue.SimpleQueue[_Job | Question] = queue.SimpleQueue()
-        self._to_save: queue.SimpleQueue[tuple[_Job, GenerationResult]] = queue.SimpleQueue()
+        self._to_save: queue.SimpleQueue[tuple[_Job, DenoisedRequest]] = queue.SimpleQueue()
         self._jobs: dict[str, _Job] = {}  # those that have not ended, of any thread
         self._jobs_lock = threading.Lock()
         # Of the main thread alone:
         self._admitted: deque[_Job] = deque()  # by the server; not yet in the engine
         self._in_flight: dict[str, _Job] = {}
         self._unsaved = 0
-        self._out_of_memory_in_a_row = 0
+        self._out_of_memory = ""  # the job, if the last one was out of memory
         self._exit_code: int | None = None
 
     def run(self) -> int:
@@ -243,10 +252,9 @@ class Worker:
             self._fail(job, event.error)
             return
         self._send(Stepped(job.id, event.step, event.num_steps, jobs, event.preview))
-        if event.result is not None:
-            self._out_of_memory_in_a_row = 0
+        if event.denoised is not None:
             self._unsaved += 1
-            self._to_save.put((job, event.result))
+            self._to_save.put((job, event.denoised))
 
     def _leave_engine(self, job: _Job) -> None:
         if self._in_flight.get(job.id) is job:
@@ -275,13 +283,18 @@ class Worker:
         if job in self._admitted:
             self._admitted.remove(job)
 
+    def _note_decoded(self) -> None:
+        self._out_of_memory = ""
+
     def _note_saved(self) -> None:
         self._unsaved -= 1
 
-    def _note_out_of_memory(self) -> None:
-        self._out_of_memory_in_a_row += 1
-        if self._out_of_memory_in_a_row >= MAX_OUT_OF_MEMORY:
-            self._note_device_fault("The device ran out of memory for several requests in a row.")
+    def _note_out_of_memory(self, job_id: str) -> None:
+        """One job may be too large, however often it is tried. After two in a row we suspect ourselves."""
+        if self._out_of_memory not in ("", job_id):
+            self._send(DeviceFault("The device ran out of memory for several requests in a row."))
+            self._exit_code = EXIT_OUT_OF_MEMORY
+        self._out_of_memory = job_id
 
     def _note_device_fault(self, reason: str) -> None:
         self._send(DeviceFault(reason))
@@ -342,35 +355,25 @@ class Worker:
     def _prepare(self, job: _Job) -> None:
         self._send(Preparing(job.id))
         try:
-            prepared, timings = self._read_request(job.order)
+            photos = tuple(self._read_photos(job.order))
+            prepared = self._engine.prepare(replace(job.order.request, id_images=photos))
         except Exception as exc:
             if self._exit_code is None:  # else the engine may have been closed under it: not the job's fault
                 self._fail(job, exc)
             return
         if not job.is_cancelled:
-            self._send(Prepared(job.id, timings, prepared.cache_hits))
+            self._send(Prepared(job.id, prepared.timings, prepared.cache_hits))
             self._notes.put(partial(self._note_prepared, job, prepared))
 
-    def _read_request(self, order: Prepare) -> tuple[PreparedRequest, dict[str, float]]:
-        started = time.perf_counter()
-        photos = self._decoded(self._read_photos(order))
-        decoding_s = time.perf_counter() - started
-        prepared = self._engine.prepare(replace(order.request, id_images=photos))
-        return prepared, {"decode_photo": decoding_s, **prepared.timings}
-
-    def _read_photos(self, order: Prepare) -> Iterator[bytes]:
-        """One after the other, with a word between them: large ones take seconds each."""
+    def _read_photos(self, order: Prepare) -> Iterator[PhotoFile]:
         for number, path in enumerate(order.photos):
-            if number:
-                self._send(Preparing(order.job_id))
-            yield path.read_bytes()
+            yield PhotoFile(path.read_bytes(), partial(self._decode, order.job_id, number))
 
-    def _decoded(self, files: Iterable[bytes]) -> tuple[RgbImage, ...]:
-        photos = []
-        for number, file in enumerate(files):
-            with about_photo(number):
-                photos.append(self._setup.decode_photo(file))
-        return tuple(photos)
+    def _decode(self, job_id: str, number: int, file: bytes) -> RgbImage:
+        """One after the other, with a word between them: large ones take seconds each."""
+        if number:
+            self._send(Preparing(job_id))
+        return self._setup.decode_photo(file)
 
     def _answer(self, question: Question) -> None:
         try:
@@ -391,7 +394,10 @@ class Worker:
         return FacesFound(question_id=question.question_id, faces=faces, width=width, height=height)
 
     def _identity_of(self, question: AskIdentity) -> IdentityMade:
-        photos = self._decoded(question.photos)
+        photos = []
+        for number, file in enumerate(question.photos):
+            with about_photo(number):
+                photos.append(self._setup.decode_photo(file))
         return IdentityMade(question.question_id, self._engine.embed(photos, question.fusion, question.face))
 
     def _fail_question(self, question: Question, exc: Exception) -> None:
@@ -411,11 +417,13 @@ class Worker:
             self._save(*self._to_save.get())
             self._notes.put(self._note_saved)
 
-    def _save(self, job: _Job, result: GenerationResult) -> None:
+    def _save(self, job: _Job, denoised: DenoisedRequest) -> None:
         if job.is_cancelled:
             return
-        started = time.perf_counter()
         try:
+            result = self._engine.decode(denoised)
+            self._notes.put(self._note_decoded)
+            started = time.perf_counter()
             files = self._media.save(job.order.media_id, encode_images(result.images, job.order.output))
         except Exception as exc:
             self._fail(job, exc)
@@ -451,7 +459,7 @@ class Worker:
         if not job.is_cancelled:
             self._send(JobFailed(job.id, exc))
         if isinstance(exc, OutOfMemory):
-            self._notes.put(self._note_out_of_memory)
+            self._notes.put(partial(self._note_out_of_memory, job.id))
 
     def _forget(self, job: _Job) -> None:
         with self._jobs_lock:

@@ -36,7 +36,7 @@ from server.jobs.messages import (
     WorkerDied,
     WorkerEvent,
 )
-from server.jobs.worker import WorkerSetup, run_worker
+from server.jobs.worker import EXIT_OUT_OF_MEMORY, WorkerSetup, run_worker
 from server.jobs.worker_pipe import WorkerPipe, pair
 from server.jobs.worker_watch import WorkerWatch
 from server.loading import CreateEngine
@@ -280,6 +280,9 @@ class WorkerPool:
             return
         self._on_event(seat.device, WorkerDied(exit_code, seat.watch.running, seat.watch.preparing))
         if self._is_draining or self._has_given_up:
+            return
+        if exit_code == EXIT_OUT_OF_MEMORY:  # callers may ask for too much as often as they like
+            self._loop.call_later(RESTART_DELAYS_S[0], self._start_worker, seat)
             return
         self._has_given_up = self._count_death()
         if self._has_given_up:

@@ -40,6 +40,7 @@ class _Phase(Enum):
 class _Job:
     phase: _Phase = _Phase.SENT
     is_admitted: bool = False
+    is_denoised: bool = False  # its steps are done; its pictures are decoded and saved beside other steps
 
     @property
     def is_running(self) -> bool:
@@ -61,6 +62,7 @@ class WorkerWatch:
         self._step_s: deque[float] = deque(maxlen=STEPS_REMEMBERED)
         self._stepping_since: float | None = None
         self._silent_s = 0.0
+        self._unsaved_s = 0.0  # how long a denoised job waits, and none has ended
         self._looked_at: float | None = None
 
     @property
@@ -87,7 +89,7 @@ class WorkerWatch:
                 if job_id in self._jobs:
                     self._jobs[job_id].is_admitted = True
             case Cancel(job_id):
-                self._jobs.pop(job_id, None)
+                self._end(job_id)
 
     def said(self, event: WorkerEvent, now: float) -> None:
         if isinstance(event, Loading):  # says nothing about any job
@@ -103,27 +105,48 @@ class WorkerWatch:
                 self._set_phase(job_id, _Phase.PREPARED)
             case Stepping():
                 self._stepping_since = now
-            case Stepped():
+            case Stepped(job_id, step, num_steps):
                 self._note_step(now)
+                if step == num_steps:
+                    self._note_denoised(job_id)
             case Finished(job_id) | JobFailed(job_id):
-                self._jobs.pop(job_id, None)
+                self._end(job_id)
 
     def is_stalled(self, now: float) -> bool:
-        """Has a worker with work been silent for too long?
+        """Has a worker with work been silent for too long, or brought none of its pictures to an end?
 
-        A server that was itself stopped for an hour must not take that for the worker's silence:
-        between two looks at most twice the usual time counts.
+        Steps do not hide that the saving beside them has stopped. A server that was itself stopped for
+        an hour must not take that for the worker's silence: between two looks at most twice the usual
+        time counts.
         """
         since = now if self._looked_at is None else self._looked_at
         self._looked_at = now
         if not self.has_work:
             return False
-        self._silent_s += min(now - since, 2 * self._look_every_s)
-        return self._silent_s > self.patience_s
+        passed = min(now - since, 2 * self._look_every_s)
+        self._silent_s += passed
+        self._unsaved_s += passed
+        unsaved_s = self._unsaved_s if self._saves else 0.0
+        return max(self._silent_s, unsaved_s) > self.patience_s
 
     @property
     def patience_s(self) -> float:
         return max(self._stall_floor_s, STEPS_OF_SILENCE * median(self._step_s or [0.0]))
+
+    @property
+    def _saves(self) -> bool:
+        return any(job.is_denoised for job in self._jobs.values())
+
+    def _note_denoised(self, job_id: str) -> None:
+        if not self._saves:
+            self._unsaved_s = 0.0
+        if job_id in self._jobs:
+            self._jobs[job_id].is_denoised = True
+
+    def _end(self, job_id: str) -> None:
+        job = self._jobs.pop(job_id, None)
+        if job is not None and job.is_denoised:
+            self._unsaved_s = 0.0
 
     def _set_phase(self, job_id: str, phase: _Phase) -> None:
         if job_id in self._jobs:

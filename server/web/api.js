@@ -3,6 +3,8 @@
 // Knows no parameter and no element of the page. Addresses are relative to the page's own, so that it
 // works behind a proxy that adds a path.
 
+import { faultOf } from "./faults.js";
+
 const KEY = "flux-pulid-api-key"; // in sessionStorage: gone with the tab
 const SILENCE_MS = 40_000; // of a stream whose connection is dead: the server sends something every 15 s
 
@@ -12,7 +14,7 @@ export class ApiError extends Error {
   constructor(message, { status = 0, fields = [] } = {}) {
     super(message);
     this.status = status; // 0: there was no answer
-    this.fields = fields; // [{field, message}]
+    this.fields = fields; // [{field, message}], in the words of the page like the message
   }
 }
 
@@ -54,7 +56,10 @@ addEventListener("online", tryNow);
 document.addEventListener("visibilitychange", () => document.hidden || tryNow());
 
 /** The response of a call that succeeded. Asks for a key where the server wants one and the call may. Throws ApiError. */
-export async function call(path, { method = "GET", json, signal, mayAskForKey = true } = {}) {
+export async function call(
+  path,
+  { method = "GET", json, signal, cache = "no-store", mayAskForKey = true } = {},
+) {
   for (;;) {
     const key = apiKey();
     const headers = {
@@ -62,7 +67,7 @@ export async function call(path, { method = "GET", json, signal, mayAskForKey = 
       ...(json !== undefined && { "content-type": "application/json" }),
     };
     const body = json === undefined ? undefined : JSON.stringify(json);
-    const response = await reach(path, { method, headers, body, signal });
+    const response = await reach(path, { method, headers, body, signal, cache });
     if (response.ok) return response;
     const error = await errorOf(response);
     if (response.status !== 401 || !mayAskForKey || (await askForKey(error.message, key)) === null) throw error;
@@ -75,7 +80,7 @@ export async function callJson(path, options) {
 
 async function reach(path, options) {
   try {
-    return await fetch(new URL(path, BASE), { ...options, cache: "no-store" });
+    return await fetch(new URL(path, BASE), options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new ApiError("The server does not answer. Check that it runs, then try again.");
@@ -85,8 +90,8 @@ async function reach(path, options) {
 async function errorOf(response) {
   const text = await response.text();
   try {
-    const { error, fields } = JSON.parse(text);
-    return new ApiError(error, { status: response.status, fields: fields ?? [] });
+    const { message, fields } = faultOf(JSON.parse(text));
+    return new ApiError(message, { status: response.status, fields });
   } catch {
     // Not from this server: a proxy before it.
     return new ApiError(`The server answered with status ${response.status}.`, { status: response.status });

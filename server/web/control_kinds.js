@@ -1,8 +1,9 @@
-// A control for one parameter: its label, meaning, range and default are the schema's. Its value is what
-// the wire takes. Knows no other control.
+// A control for one parameter: its range and default are the schema's, its title and meaning where the page
+// has no words of its own. Its value is what the wire takes. Knows no other control.
 
-import { el, inWords, radioIn, showProblem } from "./dom.js";
+import { el, radioIn, showProblem } from "./dom.js";
 import { allowed } from "./schema.js";
+import { inWordsOfThePage, meaningOf, titleOf } from "./words.js";
 
 const FEW = 5; // choices that are shown side by side
 
@@ -13,7 +14,8 @@ class Control {
     const id = `control-${prefix}${parameter.name}`;
     this.problem = el("p", { id: `${id}-problem`, class: "problem" });
     this.input = this.build({ id, "aria-describedby": `${id}-problem ${id}-hint` });
-    this.hint = el("p", { id: `${id}-hint`, class: "hint" }, this.meaning());
+    const name = el("code", {}, parameter.name); // for those who call the server themselves
+    this.hint = el("p", { id: `${id}-hint`, class: "hint" }, `${this.meaning()} `, name);
     this.element = el(
       "div",
       { class: `control ${this.form}`, "data-field": parameter.name },
@@ -31,12 +33,12 @@ class Control {
   }
 
   parts(id) {
-    const label = el("label", { for: id }, inWords(this.parameter.name));
+    const label = el("label", { for: id }, titleOf(this.parameter.name));
     return [el("div", { class: "control-line" }, label, this.input), this.problem, this.hint];
   }
 
   meaning() {
-    return this.parameter.meaning;
+    return meaningOf(this.parameter);
   }
 
   get value() {
@@ -53,7 +55,8 @@ class Control {
 
   check() {
     const valid = this.isValid();
-    this.show(valid ? "" : `${this.parameter.name} must be ${allowed(this.parameter)}.`);
+    const problem = `${this.parameter.name} must be ${allowed(this.parameter)}.`;
+    this.show(valid ? "" : inWordsOfThePage(problem));
     return valid;
   }
 
@@ -96,7 +99,7 @@ class Choice extends Control {
   }
 
   meaning() {
-    return `${this.parameter.meaning} Default: ${this.parameter.initial}.`.trim();
+    return `${meaningOf(this.parameter)} Default: ${this.parameter.initial}.`.trim();
   }
 
   get value() {
@@ -121,9 +124,9 @@ class Numeral extends Control {
   }
 
   meaning() {
-    const { minimum, maximum, initial, meaning } = this.parameter;
+    const { minimum, maximum, initial } = this.parameter;
     const range = minimum === null || maximum === null ? "" : ` From ${minimum} to ${maximum}.`;
-    return `${meaning}${range}${initial === null ? "" : ` Default: ${initial}.`}`.trim();
+    return `${meaningOf(this.parameter)}${range}${initial === null ? "" : ` Default: ${initial}.`}`.trim();
   }
 
   get value() {
@@ -157,7 +160,7 @@ class Range extends Numeral {
 
   parts(id) {
     const { minimum, maximum, name } = this.parameter;
-    const label = `${inWords(name)}, slider`;
+    const label = `${titleOf(name)}, slider`;
     this.slider = el("input", { type: "range", "aria-label": label, min: minimum, max: maximum });
     this.slider.step = sliderStep(this.parameter);
     this.slider.addEventListener("input", () => (this.input.value = this.slider.value));
@@ -187,8 +190,7 @@ class Segments extends Control {
   }
 
   parts() {
-    const { name, meaning } = this.parameter;
-    const legend = el("legend", {}, meaning.replace(/\.$/, "") || inWords(name));
+    const legend = el("legend", {}, titleOf(this.parameter.name));
     return [el("fieldset", {}, legend, this.input, this.problem)];
   }
 

@@ -1,4 +1,4 @@
-// Elements and words. Text is only ever text: nothing here, or anywhere on the page, reads markup.
+// Elements, and figures as text. Text is only ever text: nothing here, or anywhere on the page, reads markup.
 
 export const byId = (id) => document.getElementById(id);
 
@@ -31,19 +31,6 @@ export function showProblem(element, input, text) {
   if (text) input.setAttribute("aria-invalid", "true");
   else input.removeAttribute("aria-invalid");
 }
-
-const SPELLED = { id: "ID", cfg: "CFG", num: "number of", max: "maximum" };
-
-/** "num_steps" as people read it: "Number of steps". */
-export function inWords(name) {
-  const words = name
-    .split("_")
-    .map((word) => SPELLED[word] ?? word)
-    .join(" ");
-  return capitalised(words);
-}
-
-export const capitalised = (text) => text.slice(0, 1).toUpperCase() + text.slice(1);
 
 /** Seconds as "8 s" or "2 min 5 s". */
 export function duration(seconds) {

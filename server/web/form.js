@@ -5,15 +5,7 @@
 import { announce, byId, showProblem } from "./dom.js";
 import { Controls } from "./controls.js";
 import { Presets, Shapes } from "./presets.js";
-import { inWordsOfThePage } from "./sources.js";
 import { Who } from "./who.js";
-
-const ABOUT_FACES = ["no_face", "several_faces", "image_rejected", "identity_rejected"]; // codes of faults
-// A text about one of several photos begins with its field: "face_images[1]: The photo is damaged."
-const PLACE = /^((?:main_face_image|face_images|identity|faces)[\w[\].]*):? /;
-
-/** Is there something in a request that can be changed, so that it does not fail this way again? */
-export const isMendable = ({ code, fields }) => Boolean(fields?.length) || ABOUT_FACES.includes(code);
 
 export class RequestForm {
   /** `onSubmit` is called for the button and for Ctrl + Enter. */
@@ -87,19 +79,24 @@ export class RequestForm {
     return null;
   }
 
+  /** Are the files here that an earlier request had? Else says which are missing, and what to do then. */
+  hasFilesLike(request) {
+    const missing = this.who.missingOf(request);
+    missing?.focus();
+    if (missing) byId("form-problem").textContent = "Choose what is marked above, then make the portrait.";
+    return missing === null;
+  }
+
   setBusy(isBusy) {
     byId("go").disabled = isBusy;
     byId("go").textContent = isBusy ? "Sending …" : "Make the portrait";
   }
 
-  /** An error in words: above the button and beside each field it is about. Gives the first to be focused. */
-  showError({ message, code, fields = [] }) {
-    byId("form-problem").textContent = inWordsOfThePage(message);
-    const named = fields.length ? fields : placesIn(message);
-    const shown = named.map(({ field, message: text }) => this.showFieldProblem(field, text)).filter(Boolean);
-    const isAboutFaces = !shown.length && ABOUT_FACES.includes(code);
-    if (isAboutFaces) shown.push(this.who.showProblemOfAll(inWordsOfThePage(message)));
-    return shown[0] ?? null;
+  /** An error: above the button and beside each field it is about. Gives the first to be focused. */
+  showError({ message, fields = [] }) {
+    byId("form-problem").textContent = message;
+    const shown = fields.map(({ field, message: text }) => this.showFieldProblem(field, text));
+    return shown.find(Boolean) ?? null;
   }
 
   showFieldProblem(field, text) {
@@ -108,7 +105,7 @@ export class RequestForm {
     else control?.show(text);
     openSettingsFor(control);
     if (field === "prompt") return byId("prompt");
-    return control ?? this.who.showProblem(field, inWordsOfThePage(text));
+    return control ?? this.who.showProblem(field, text);
   }
 
   showPromptProblem(text) {
@@ -121,11 +118,6 @@ export class RequestForm {
     this.showPromptProblem("");
     for (const control of this.controls.all.values()) control.show("");
   }
-}
-
-function placesIn(message) {
-  const [, field] = PLACE.exec(message) ?? [];
-  return field ? [{ field, message }] : [];
 }
 
 function openSettingsFor(control) {

@@ -5,13 +5,13 @@ import { announce, byId } from "./dom.js";
 import { RequestForm } from "./form.js";
 import { History } from "./history.js";
 import { askForKey, offerKeyDialog } from "./key_dialog.js";
-import { Portraits } from "./portraits.js";
+import { fetchPicture, Portraits } from "./portraits.js";
 import { watchReadiness } from "./readiness.js";
 import { save } from "./save.js";
 import { readSchema } from "./schema.js";
 import { Shelf } from "./shelf.js";
 import { SNIPPETS } from "./snippets.js";
-import { filesOf, withoutSources } from "./sources.js";
+import { filesOf } from "./sources.js";
 import { Stage } from "./stage.js";
 
 const ABSTRACT = "tiny"; // the profile whose pictures show no faces
@@ -55,22 +55,24 @@ class Page {
   /** What the buttons of a portrait do. */
   actions() {
     return {
-      cancel: (portrait) => this.attempt(() => this.portraits.cancel(portrait)),
-      remove: (portrait) => this.attempt(() => this.portraits.remove(portrait)),
-      download: (address, name) => this.attempt(() => download(address, name)),
+      cancel: (portrait) => this.attempt(() => this.portraits.cancel(portrait), this.stage),
+      remove: (portrait) => this.attempt(() => this.portraits.remove(portrait), this.stage),
+      download: ({ path }, name) =>
+        this.attempt(async () => save(await fetchPicture(path), name), this.stage),
       retry: () => this.submit(),
-      mend: (portrait) => this.form.showError(faultOf(portrait))?.focus(),
+      mend: ({ fault }) => this.form.showError(fault)?.focus(),
       again: (portrait) => this.again(portrait),
       reuse: (portrait) => this.form.fill(portrait.sent),
       copy: (portrait, language) => this.copy(portrait, language),
     };
   }
 
-  async attempt(action) {
+  /** What goes wrong is told by whatever the person has used, the form or the stage. */
+  async attempt(action, teller = this.form) {
     try {
       await action();
     } catch (error) {
-      this.form.showError(error)?.focus();
+      teller.showError(error)?.focus();
     }
   }
 
@@ -95,14 +97,14 @@ class Page {
 
   /** The same request with a seed that the server draws. Photos are not remembered beyond the page. */
   again(portrait) {
-    const { who } = this.form;
     const { seed: _, ...request } = this.requests.get(portrait.id) ?? portrait.sent;
     if (this.requests.has(portrait.id)) {
       this.send(async () => request);
       return;
     }
-    who.fill(request); // then only photos are missing, or those in the form are meant
-    if (!who.askForFiles()) this.send(async () => ({ ...(await who.fields()), ...withoutSources(request) }));
+    this.form.forgetProblems();
+    this.form.fill(request); // then only photos are missing, or those in the form are meant
+    if (this.form.hasFilesLike(request)) this.submit();
   }
 
   async copy(portrait, language) {
@@ -157,8 +159,8 @@ class Page {
   /** Beside the fields only what this page has sent; what an earlier visit sent is told in its place. */
   failed(portrait) {
     const isMine = !portrait.cancelled && this.requests.has(portrait.id);
-    const field = isMine ? this.form.showError(faultOf(portrait)) : null;
-    if (!isMine) announce(portrait.error);
+    const field = isMine ? this.form.showError(portrait.fault) : null;
+    if (!isMine) announce(portrait.fault.message);
     else if (field && !isBusyElsewhere()) field.focus();
   }
 
@@ -175,8 +177,6 @@ class Page {
   }
 }
 
-const faultOf = ({ error, code, fields }) => ({ message: error, code, fields });
-
 /** Is the person about to fill in something? Then the focus is not taken away. */
 function isBusyElsewhere() {
   const { activeElement: focused } = document;
@@ -184,13 +184,6 @@ function isBusyElsewhere() {
 }
 
 const listed = (names) => (names.length > 2 ? `${names.length} files` : names.join(" and "));
-
-/** Save a picture under a name that tells it from others; the server's own are numbers within a job. */
-async function download(address, name) {
-  const response = await fetch(address);
-  if (!response.ok) throw new Error("The server no longer has this picture.");
-  save(await response.blob(), name);
-}
 
 function bringIntoView(element) {
   const { top } = element.getBoundingClientRect();

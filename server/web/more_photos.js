@@ -2,8 +2,9 @@
 //
 // Knows nothing of the first photo but that it counts.
 
-import { announce, byId, el, inWords, radioIn, showBlob, showProblem } from "./dom.js";
+import { announce, byId, el, radioIn, showBlob, showProblem } from "./dom.js";
 import { dataUri, fitting, sizeOf } from "./pictures.js";
+import { titleOf } from "./words.js";
 
 const FUSIONS = {
   mean: ["Average", "Averaged: the calm choice."],
@@ -25,7 +26,7 @@ export class MorePhotos {
 
   showFusions(choices) {
     this.radios = choices.map((value) => {
-      const [title, hint] = FUSIONS[value] ?? [inWords(value), ""];
+      const [title, hint] = FUSIONS[value] ?? [titleOf(value), ""];
       const show = () => (byId("fusion-hint").textContent = hint);
       const { radio, label } = radioIn({ name: "face_fusion", value }, show, title);
       byId("fusions").append(label);
@@ -96,6 +97,20 @@ export class MorePhotos {
     byId("fusion").hidden = count === 0;
     byId("more-files").disabled = count >= this.most;
     this.onChange();
+  }
+
+  /** Are as many here as an earlier request had beside its first? Else says how many. */
+  areLike({ main_face_image: main, face_images: sent = [] }) {
+    const count = sent.length - (main === undefined ? 1 : 0);
+    const missing = Math.max(0, count) - this.photos.length;
+    if (missing === 0) return true;
+    const those = Math.abs(missing) === 1 ? "photo" : "photos";
+    this.showProblem(
+      missing > 0
+        ? `Add ${missing} more ${those} of the same person again: this browser does not keep photos.`
+        : `That portrait had ${-missing} ${those} fewer: remove what it did not have.`,
+    );
+    return false;
   }
 
   get items() {

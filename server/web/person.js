@@ -2,9 +2,10 @@
 // the picture sees the face. Knows the fields of a person on the wire; nothing of the other people.
 
 import { controlFor } from "./control_kinds.js";
-import { el, inWords, showProblem } from "./dom.js";
+import { el, showProblem } from "./dom.js";
 import { IDENTITY_TYPE, PHOTO_TYPES, PhotoField } from "./photo.js";
 import { withSide } from "./regions.js";
+import { capitalised } from "./words.js";
 
 const SIDES = ["left", "top", "width", "height"];
 const STRENGTHS = ["weight", "start_step", "end_step"];
@@ -81,7 +82,7 @@ export class Person {
       else this.setRegion(withSide(this.region, side, number));
     });
     this.inputs = { ...this.inputs, [side]: input };
-    return el("div", {}, el("label", { for: id }, `${inWords(side)} %`), input);
+    return el("div", {}, el("label", { for: id }, `${capitalised(side)} %`), input);
   }
 
   /** Counted from 1, as people do; the wire counts from 0. */

@@ -27,7 +27,8 @@ export class PhotoField {
     this.photo = null; // {blob, size, text: data URI}
     this.identity = null; // base64 text of a file
     this.isLooking = false; // for faces
-    this.picker = new FacePicker(parts.frame, parts.status, onChange);
+    this.wantedFace = 0; // in the next photo, as an earlier request had it
+    this.picker = new FacePicker(parts, onChange);
     this.turn = new AbortController(); // of the file that is being looked at
     parts.input.addEventListener("change", () => this.takeFrom(parts.input));
     parts.change.addEventListener("click", () => parts.input.click());
@@ -98,6 +99,7 @@ export class PhotoField {
     if (picture) showBlob(image, picture);
     this.parts.name.replaceChildren(name, el("span", { class: "hint" }, facts));
     this.parts.status.textContent = remark;
+    this.showProblem(""); // of a moment ago, when it was missing
     swap(empty, chosen, change);
     this.onChange();
   }
@@ -119,7 +121,9 @@ export class PhotoField {
     try {
       const found = await callJson("v1/faces", ask);
       if (signal.aborted) return; // while a key was asked for
-      this.picker.show(found, remark);
+      this.picker.show({ ...found, blob: this.photo.blob }, remark, this.wantedFace);
+      this.wantedFace = 0;
+      this.onChange();
       if (found.faces.length === 0) this.showProblem("No face was found in this photo. Choose another one.");
     } catch (error) {
       if (signal.aborted) return;
@@ -150,13 +154,22 @@ export class PhotoField {
   /** The photo; where another face than the largest is meant, the part of it that shows this one. */
   async photoOfTheFace() {
     if (this.picker.index === 0) return this.photo;
-    const part = await partAround(this.photo.blob, this.picker.boxes());
+    const part = await partAround(this.photo.blob, this.picker.places);
     return { ...part, text: await dataUri(part.blob) };
   }
 
   check() {
     if (this.isEmpty) this.showProblem("Choose a photo first.");
     return !this.isEmpty;
+  }
+
+  /** Is a file here like that of an earlier request? Else says which one is to be chosen again. */
+  isLike({ identity, face_index: face = 0 }) {
+    const [file, kind] = identity === undefined ? [this.photo, "photo"] : [this.identity, "identity file"];
+    if (file !== null) return true;
+    this.showProblem(`Choose the ${kind} again: this browser does not keep ${kind}s.`);
+    this.wantedFace = face;
+    return false;
   }
 
   showProblem(text) {

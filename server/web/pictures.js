@@ -7,6 +7,8 @@ import { el } from "./dom.js";
 const JPEG_QUALITY = 0.92;
 const SMALLER = 0.8; // of each side, until a copy fits
 const MARGIN = 1.5; // around a face, of its box's width and height
+const FACE_PX = 112; // of a face to choose from: sharp on a phone
+const FACE_SPAN = 1.4; // of its box's longer side
 const COVER = "#808080"; // over faces that are not meant
 
 /** Width and height in pixels, upright; null for what the browser cannot read. */
@@ -71,6 +73,19 @@ export async function partAround(blob, { chosen, others }) {
   draw();
   bitmap.close();
   return { blob: await blobOf(canvas, "image/jpeg", JPEG_QUALITY), size };
+}
+
+/** Draw each face of a photo ({box}) into the canvas that is its own. */
+export async function drawFaces(blob, faces, canvases) {
+  const bitmap = await createImageBitmap(blob);
+  faces.forEach(({ box }, i) => {
+    const { x, y, width, height } = inPixels(box, bitmap);
+    const side = FACE_SPAN * Math.max(width, height);
+    const [left, top] = [x + (width - side) / 2, y + (height - side) / 2];
+    canvases[i].width = canvases[i].height = FACE_PX;
+    canvases[i].getContext("2d").drawImage(bitmap, left, top, side, side, 0, 0, FACE_PX, FACE_PX);
+  });
+  bitmap.close();
 }
 
 function inPixels([left, top, right, bottom], { width, height }) {

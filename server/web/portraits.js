@@ -3,17 +3,20 @@
 // A portrait is a plain object:
 //   id, at (ms), sent (the request, with names in the place of files), state (the wire's words), cancelled,
 //   trouble (why it is not known now how it stands, or null), position (jobs before it), step, steps,
-//   left (seconds), preview (data URI), error, code, fields,
+//   left (seconds), preview (data URI), code, fault (as `faults.js` tells it),
 //   pictures [{path, seed, width, height, bytes, similarity: [a number or null for each person]}],
 //   seconds, thumbnail (Blob)
 
-import { BASE, call, callJson, eventsOf, pause } from "./api.js";
+import { call, callJson, eventsOf, pause } from "./api.js";
+import { faultOf } from "./faults.js";
 import { redrawn } from "./pictures.js";
 import { withNames } from "./sources.js";
 
 const FIRST_PAUSE_MS = 500; // before another look at a job; doubled each time
 const LONGEST_PAUSE_MS = 30_000;
 const THUMBNAIL_PX = 256;
+const GONE =
+  "The server no longer knows this portrait. It may have expired, been deleted, or be another key's.";
 
 /** Until its pictures are known, or it has failed. */
 export const isRunning = ({ state, pictures }) => state !== "FAILED" && pictures.length === 0;
@@ -74,7 +77,7 @@ export class Portraits {
   async listen(portrait, onNews) {
     if (portrait.state === "COMPLETED") return;
     for await (const status of eventsOf(`v2/requests/${portrait.id}/events${this.query}`)) {
-      this.tell(portrait, { ...readStatus(status), trouble: null });
+      this.tell(portrait, { ...readStatus(status, portrait.sent), trouble: null });
       onNews();
     }
   }
@@ -144,7 +147,7 @@ export class Portraits {
 
 /** What an error tells of a portrait that is being followed. */
 function newsOf({ status, message }) {
-  if (status === 404) return { state: "FAILED", error: message };
+  if (status === 404) return { state: "FAILED", fault: { message: GONE } };
   if (status === 401) return { trouble: "Waiting for an API key" };
   return { trouble: status ? `${message} Trying again` : "Connection lost, trying again" };
 }
@@ -155,13 +158,13 @@ async function untilTriedNow() {
 
 const pauseAfter = (failures) => Math.min(FIRST_PAUSE_MS * 2 ** failures, LONGEST_PAUSE_MS);
 
-function readStatus({ status, queue_position: position, progress, preview, error, code, fields }) {
+function readStatus({ status, queue_position: position, progress, preview, error, code, fields }, sent) {
   return {
     state: status,
     position: position ?? null,
     ...(progress && { step: progress.step, steps: progress.num_steps, left: progress.seconds_left ?? null }),
     ...(isPreview(preview) && { preview }),
-    ...(error && { error, code, fields: fields ?? [] }),
+    ...(error && { code, fault: faultOf({ error, code, fields }, sent) }),
   };
 }
 
@@ -178,9 +181,13 @@ function picturesOf({ seed, images, identity_similarity: similarities = [] }) {
   }));
 }
 
+/** The file of a picture. Throws ApiError, with 404 for one that the server no longer has. */
+export async function fetchPicture(path) {
+  return (await call(path, { cache: "default", mayAskForKey: false })).blob();
+}
+
 async function thumbnailOf({ path, width, height }) {
-  const response = await fetch(new URL(path, BASE));
   const scale = THUMBNAIL_PX / Math.max(width, height);
   const size = { width: Math.round(width * scale), height: Math.round(height * scale) };
-  return redrawn(await response.blob(), size, "image/webp", 0.8);
+  return redrawn(await fetchPicture(path), size, "image/webp", 0.8);
 }

@@ -11,10 +11,10 @@ const LOOKS = [
   { title: "Closest face", hint: "The face leads from the first step.", values: {} },
   {
     title: "Photo-real",
-    hint: "The face joins at step 4: natural light and pose.",
+    hint: "The face joins after step 4: natural light and pose.",
     values: { start_step: 4 },
   },
-  { title: "Stylised", hint: "Drawings, comics, 3D: the face joins at step 1.", values: { start_step: 1 } },
+  { title: "Stylised", hint: "Drawings, comics, 3D: the face joins after step 1.", values: { start_step: 1 } },
   {
     title: "Strong style",
     hint: "If face or style come out weak. Takes twice the time.",

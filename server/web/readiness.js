@@ -2,7 +2,8 @@
 // says of its pictures.
 
 import { BASE, pause, tryNow } from "./api.js";
-import { announce, byId, capitalised } from "./dom.js";
+import { announce, byId } from "./dom.js";
+import { capitalised } from "./words.js";
 
 const SOON_MS = 2000; // while a portrait is in the making, or the server is not ready or out of reach
 const LATER_MS = 30_000;

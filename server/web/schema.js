@@ -1,5 +1,5 @@
-// What this server takes and offers, read out of its OpenAPI document. No parameter is described
-// anywhere else on the page.
+// What this server takes and offers, read out of its OpenAPI document: the only place on the page where
+// ranges and defaults come from.
 
 const SUBMIT = "/v2/flux-pulid";
 const EVENTS = "/v2/requests/{request_id}/events";

@@ -3,6 +3,8 @@
 // In lists, in the history and in copied code the name of a file stands in the place of its text.
 // Knows the wire's names of these fields; no element of the page.
 
+import { titleOf } from "./words.js";
+
 /** The fields that say whose faces a picture shows, and what belongs to them. */
 const ABOUT_FACES = ["main_face_image", "face_images", "face_fusion", "identity", "faces", "face_index"];
 
@@ -32,15 +34,6 @@ function personWith({ photo, identity, ...rest }, number, change) {
   };
 }
 
-/** A text of the server with its names of photos and people in the words of the page, counted from 1. */
-export function inWordsOfThePage(text) {
-  return text
-    .replace(/\bmain_face_image: /g, "Photo 1: ")
-    .replace(/\bface_images\[(\d+)\]/g, (_, at) => `Photo ${Number(at) + 2}`)
-    .replace(/\bfaces\[(\d+)\](?:\.(?:photo|identity)\b|\.(?=\w))?/g, (_, at) => `Person ${Number(at) + 1} `)
-    .replace(/(Person \d+) (?=\W|$)/g, "$1");
-}
-
 /** The request with names in the place of files, to be kept and shown. */
 export const withNames = (request) => mapFiles(request, (_, name) => name);
 
@@ -67,6 +60,6 @@ function inShort({ identity, box, ...values }) {
   const [left, top, right, bottom] = (box ?? [0, 0, 1, 1]).map((fraction) => Math.round(100 * fraction));
   const place = `${left} to ${right} % across, ${top} to ${bottom} % down`;
   const named = ["weight", "start_step", "end_step"].filter((name) => name in values);
-  const strengths = named.map((name) => `${name} ${values[name]}`);
+  const strengths = named.map((name) => `${titleOf(name).toLowerCase()} ${values[name]}`);
   return [place, ...strengths, ...(identity === undefined ? [] : ["from an identity file"])].join(", ");
 }

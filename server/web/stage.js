@@ -3,16 +3,18 @@
 // Progress changes what is there; only another state builds the view anew, so that the keyboard's
 // focus stays where it is. What the buttons do is handed in.
 
-import { BASE } from "./api.js";
-import { announce, duration, el, inWords, showBlob } from "./dom.js";
-import { isMendable } from "./form.js";
+import { BASE, pause } from "./api.js";
+import { announce, duration, el, showBlob } from "./dom.js";
+import { isMendable } from "./faults.js";
 import { explanation, likenessText } from "./likeness.js";
-import { isRunning } from "./portraits.js";
+import { fetchPicture, isRunning } from "./portraits.js";
 import { Preview } from "./preview.js";
 import { SNIPPETS } from "./snippets.js";
 import { whoseFaces, withoutSources } from "./sources.js";
+import { titleOf } from "./words.js";
 
 const QUARTERS = 4; // how often progress is told to people who do not see it
+const ANOTHER_TRY_MS = 30_000; // for a picture that could not be loaded
 
 export class Stage {
   /** `actions`: what the buttons do, by name; `sizeOf(sent)`: the size a picture will have. */
@@ -21,6 +23,7 @@ export class Stage {
     this.actions = actions;
     this.sizeOf = sizeOf;
     this.portrait = null;
+    this.problem = el("p", { class: "problem boxed", role: "alert" });
     this.show(null);
   }
 
@@ -34,6 +37,7 @@ export class Stage {
   build() {
     const had = this.root.contains(document.activeElement);
     this.running = null;
+    this.problem.textContent = "";
     this.root.replaceChildren(...this.parts());
     if (had) this.root.focus();
   }
@@ -60,7 +64,7 @@ export class Stage {
     // With the empty captions of the pictures, which then come into the same places.
     const figures = frames.map((frame) => el("figure", {}, frame, el("figcaption")));
     const line = el("div", { class: "progress-line" }, text, cancel);
-    return [over(line, bar), gallery(figures), under(quote(sent.prompt))];
+    return [over(this.problem, line, bar), gallery(figures), under(quote(sent.prompt))];
   }
 
   update() {
@@ -82,16 +86,16 @@ export class Stage {
   }
 
   failure() {
-    const { error, code, sent } = this.portrait;
+    const { fault, code, sent } = this.portrait;
     const isCancelled = code === "cancelled";
     const buttons = [this.button("Try again", "retry"), this.button("Use these settings", "reuse")];
-    if (isMendable(this.portrait)) buttons.unshift(this.button("Show what to change", "mend"));
+    if (isMendable(fault)) buttons.unshift(this.button("Show what to change", "mend"));
     return [
       el(
         "div",
         { class: `outcome ${isCancelled ? "calm" : "wrong"}` },
         el("h2", {}, isCancelled ? "Cancelled" : "No picture this time"),
-        isCancelled ? null : el("p", {}, error),
+        isCancelled ? null : el("p", {}, fault.message),
         el("div", { class: "buttons" }, ...buttons),
       ),
       quote(sent.prompt),
@@ -111,6 +115,7 @@ export class Stage {
       under(
         explanation(this.portrait),
         el("div", { class: "buttons" }, ...buttons),
+        this.problem,
         this.copyRow(),
         this.facts(),
       ),
@@ -131,6 +136,11 @@ export class Stage {
     );
   }
 
+  /** Beside the button that was used. */
+  showError({ message }) {
+    this.problem.textContent = message;
+  }
+
   /** Say beside the copy buttons what has become of it. */
   tellCopied(text) {
     this.copied.textContent = text;
@@ -143,7 +153,7 @@ export class Stage {
     const count = this.portrait.pictures.length;
     const alt = `Picture ${i + 1} of ${count}: ${prompt}`;
     const image = el("img", { alt, width, height });
-    image.addEventListener("error", () => this.standIn(image), { once: true });
+    image.addEventListener("error", () => this.standIn(image, picture, i), { once: true });
     image.src = address;
     const frame = framed(
       picture,
@@ -155,7 +165,7 @@ export class Stage {
     const title = `${width} × ${height}, ${Math.ceil(bytes / 1000)} kB`;
     const download = (event) => {
       event.preventDefault();
-      this.actions.download(address, name);
+      this.actions.download(picture, name);
     };
     return el(
       "figure",
@@ -175,14 +185,25 @@ export class Stage {
     );
   }
 
-  /** The server keeps pictures for a while; the thumbnail stays in this browser. */
-  standIn(image) {
-    const caption = image.closest("figure").querySelector("figcaption");
-    caption.replaceChildren(
-      "The server no longer has this picture; this is the small copy kept in this browser.",
-    );
+  /** For a picture that did not load: the thumbnail, and why, and another try where there is hope. */
+  async standIn(image, picture, i) {
+    const figure = image.closest("figure");
+    const { thumbnail } = this.portrait; // of the first
+    image.hidden = !(thumbnail && i === 0);
+    if (!image.hidden) showBlob(image, thumbnail);
     image.closest("a").removeAttribute("href");
-    if (this.portrait?.thumbnail) showBlob(image, this.portrait.thumbnail);
+    const { status, message } = await fetchPicture(picture.path).catch((error) => error);
+    const isGone = status === 404;
+    const what = isGone
+      ? "The server no longer has this picture."
+      : `This picture did not load. ${message ?? ""}`;
+    const shown = image.hidden ? "" : " This is the small copy that this browser keeps.";
+    const again = () => figure.isConnected && figure.replaceWith(this.figure(picture, i));
+    const retry = el("button", { type: "button", class: "button small", onclick: again }, "Try again");
+    figure.querySelector("figcaption").replaceChildren(what + shown, ...(isGone ? [] : [retry]));
+    if (isGone) return;
+    await pause(ANOTHER_TRY_MS);
+    again();
   }
 
   facts() {
@@ -198,7 +219,7 @@ export class Stage {
     };
     delete rows.prompt;
     const cells = Object.entries(rows).flatMap(([name, value]) => [
-      el("dt", {}, inWords(name)),
+      el("dt", {}, titleOf(name)),
       el("dd", {}, String(value)),
     ]);
     return el("details", { class: "facts" }, el("summary", {}, "Parameters"), el("dl", {}, ...cells));

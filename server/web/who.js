@@ -163,34 +163,32 @@ export class Who {
     this.more.setFusion(fusion ?? this.more.initial);
   }
 
-  askForFiles() {
-    const photos = this.isSeveral ? this.people.all.map(({ photo }) => photo) : [this.photo];
-    const missing = photos.filter(({ isEmpty }) => isEmpty);
-    const text = "Choose the photo again: this browser does not keep photos.";
-    for (const photo of missing) photo.showProblem(text);
-    const first = missing[0] ?? this.check();
-    first?.focus();
-    return first;
+  /** Says which files of an earlier request are to be chosen again; gives what to do first, or null. */
+  missingOf(request) {
+    if (this.isSeveral) {
+      const person = this.people.all.filter(({ photo }, i) => !photo.isLike(request.faces[i]))[0];
+      return person?.photo ?? null;
+    }
+    const isThere = this.photo.isLike(request);
+    const areThere = request.identity !== undefined || this.more.areLike(request);
+    if (!areThere) byId("more").open = true;
+    return isThere ? (areThere ? null : byId("more-files")) : this.photo;
   }
 
   /** Say what is wrong with a field; what can be focused to mend it, or null for a field that is not here. */
   showProblem(field, text) {
     const [, at, name] = /^faces\[(\d+)\]\.?(.*)/.exec(field) ?? [];
     if (at !== undefined && this.people.all[at]) return this.people.all[at].showProblem(name, text);
-    if (field === "faces") return this.showProblemOfAll(text);
+    if (field === "faces") return this.showProblemOfPeople(text);
     if (field.startsWith("face_images")) return this.showProblemOfMore(field, text);
     if (!["main_face_image", "identity", "face_index"].includes(field)) return null;
     this.photo.showProblem(text);
     return this.photo;
   }
 
-  /** For a problem with some photo, of which nothing more is known. */
-  showProblemOfAll(text) {
-    const { all } = this.people;
-    const suspect = this.isSeveral ? all.find(({ photo }) => photo.picker.count === 0) : this;
-    if (!suspect) this.people.showProblem(text);
-    suspect?.photo.showProblem(text);
-    return (suspect ?? all[0]).photo;
+  showProblemOfPeople(text) {
+    this.people.showProblem(text);
+    return this.people.all[0].photo;
   }
 
   showProblemOfMore(field, text) {

@@ -1,6 +1,7 @@
 """Who may call what: every route asks for a key unless it is on the short list; jobs belong to keys."""
 
 import threading
+from datetime import UTC, datetime
 
 import pytest
 from fastapi.routing import iter_route_contexts
@@ -123,6 +124,16 @@ def test_a_rate_limit_is_told_and_kept_for_each_key(run_server):
         assert refusal.headers["x-rate-limit-reset-at-utc"].endswith("+00:00")
         assert server.submit(BOB).status_code == 200
         assert server.client.get("/v1/get-user-credits", headers=ALICE).status_code == 200
+
+
+def test_a_refusal_says_in_both_headers_when_to_come_again(run_server):
+    with run_server(api_keys=KEYS, rate_limit=2, script={"slow_to_load": True}, ready=False) as server:
+        refusal = server.submit(ALICE)
+        assert refusal.status_code == 503
+        again = datetime.fromisoformat(refusal.headers["x-rate-limit-reset-at-utc"]) - datetime.now(UTC)
+        assert abs(again.total_seconds() - int(refusal.headers["retry-after"])) < 5
+        assert refusal.headers["x-rate-limit-remaining"] == "1"
+        server.engine.let_load()
 
 
 def test_a_key_may_have_no_more_unfinished_jobs_than_the_setting_says(run_server):

@@ -166,11 +166,20 @@ def test_a_watcher_who_closes_the_connection_ends_the_previews(gated):
     assert gated.wait_for_status(job_id, "COMPLETED")
 
 
-def test_previews_are_asked_for_in_two_words_only(server):
+@pytest.mark.parametrize("word", ["true", "True", "1", "yes", "on", "false", "0", "no"])
+def test_previews_are_asked_for_in_any_word_that_a_boolean_has_in_a_body(server, word):
     job_id = server.finished()["request_id"]
-    answer = server.client.get(f"/v2/requests/{job_id}/events?preview=yes")
+    assert server.client.get(f"/v2/requests/{job_id}/events?preview={word}").status_code == 200
+    assert server.finished(strict_face=word)["status"] == "COMPLETED"
+
+
+@pytest.mark.parametrize("word", ["maybe", "2", ""])
+def test_any_other_word_is_refused_as_it_is_in_a_body(server, word):
+    job_id = server.finished()["request_id"]
+    answer = server.client.get(f"/v2/requests/{job_id}/events?preview={word}")
     assert answer.status_code == 400
-    assert answer.json()["fields"][0]["field"] == "preview"
+    problem = {"field": "preview", "message": "preview must be true or false."}
+    assert answer.json()["fields"] == [problem]
 
 
 def test_the_time_that_is_left_is_told_from_the_second_step_on(gated):

@@ -10,6 +10,7 @@ from bench.cases import PARTS, Case, expected_s, tflop_of
 from bench.denoise import shape_of
 from bench.flops import FLUX_DEV_SHAPE, forward
 from bench.reference import ReferenceFlux
+from bench.variants import VARIANTS
 from pulid.parts import FLUX_DEV, build_networks
 
 # image tokens, text tokens: blocks' linears, attention, identity, the same folded, everything
@@ -79,5 +80,5 @@ def test_plain_flux_does_less():
 
 
 def test_every_case_fits_into_one_call_of_nine_minutes():
-    rows = ["reference", "peer", "plain", "ours-exact"]
+    rows = ["reference", "peer", "plain", "ours-exact", *(f"ours-exact+{name}" for name in VARIANTS)]
     assert max(expected_s(part, case, rows) for part, cases in PARTS.items() for case in cases) < 460

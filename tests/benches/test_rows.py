@@ -84,7 +84,7 @@ def test_a_shell_shares_numbers_and_nothing_else(tiny_bench):
     for ours, theirs in zip(transformer.parameters(), anew.parameters(), strict=True):
         assert ours is not theirs
         assert ours.data_ptr() == theirs.data_ptr()
-    Peer(anew, random_model.shell(tiny_bench.parts.networks.identity_attentions), None, "eager")
+    Peer(anew, random_model.shell(tiny_bench.parts.networks.identity_attentions), None, None, "eager")
     assert all(not block._forward_hooks for block in transformer.transformer_blocks)
     assert any(block._forward_hooks for block in anew.transformer_blocks)
 

@@ -4,10 +4,11 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
-from bench import accuracy, denoise, record
+from bench import accuracy, cases, denoise, many_requests, record
 from bench.cases import Case
 from bench.device import is_number, summary_of
 from bench.record import PartFile
@@ -55,6 +56,22 @@ def test_parts_are_measured_and_a_second_call_goes_on_behind_them(run, tmp_path)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def test_variants_of_a_profile_are_rows_of_their_own_parts(run, monkeypatch):
+    for part in ("variants", "requests"):
+        [case] = cases.PARTS[part]
+        changed = replace(case, rows=("ours",), variants=("captured",))
+        monkeypatch.setitem(cases.PARTS, part, (changed,))
+    monkeypatch.setattr(many_requests, "REQUEST_SIZES", cases.REQUEST_SIZES[:3])
+    code, line, _ = run(denoise, *TINY, "--part=variants", "--part=requests", "--repeats=6")
+    assert code == 0
+    told = line["parts"]["variants"]["896x1152"]["rows"]
+    assert list(told) == ["ours-tiny", "ours-tiny+captured"]
+    [(name, requests)] = line["parts"]["requests"]["896x1152"]["rows"].items()
+    assert name == "ours-tiny+captured"
+    assert (requests["graphs"], requests["memory_growth_mib"]) == (0, 0.0)
+    assert requests["slowest_over_median"] >= 1
+
+
 def test_what_does_not_fit_into_the_budget_is_not_begun(run, tmp_path):
     code, line, err = run(denoise, *TINY[:2], "--budget=0", "--part=small")
     assert code == denoise.MORE_TO_DO
@@ -78,7 +95,7 @@ def test_accuracy_is_told_against_the_reference(run, monkeypatch):
     code, line, _ = run(accuracy, "--device=cpu", "--scale=tiny")
     assert code == 0
     errors = line["cases"]["512x512"]["relative_errors"]
-    assert list(errors) == ["reference", "peer", "ours-tiny"]
+    assert list(errors) == ["reference", "peer", "ours-tiny", "ours-tiny+all"]
     assert all(1e-4 < error < 0.05 for found in errors.values() for error in found)
 
 
@@ -101,7 +118,7 @@ print(json.dumps({"loaded_s": 2.0, "rows": {"peer": {"first_s": first, "then_s":
 
 
 def test_a_child_tells_its_first_runs(tiny_bench):
-    bench = denoise.Bench(denoise.arguments().parse_args(TINY[:2]))
+    bench = denoise.Bench(denoise.arguments().parse_args(TINY[:2]), ["headline"])
     told = first_runs(Case(num_steps=2, rows=("ours",)), bench.setup(["ours-tiny"]), denoise.STARTED)
     assert list(told["rows"]) == ["ours-tiny"]
     assert told["rows"]["ours-tiny"]["first_s"] > 0

@@ -7,7 +7,7 @@ import base64
 import pytest
 from playwright.sync_api import expect
 
-from browser.visitor import PICTURE_MS
+from browser.visitor import PHOTO, PICTURE_MS
 from live_server import form_and_size
 
 
@@ -46,7 +46,23 @@ def test_an_empty_form_says_what_is_missing_and_sends_nothing(visitor):
     expect(visitor.portraits()).to_have_count(0)
 
 
-def test_a_value_out_of_range_is_told_beside_its_field_in_the_servers_words(visitor, server):
+def test_a_photo_that_is_still_being_read_is_missing_until_then_and_not_for_longer(visitor):
+    visitor.page.evaluate(
+        """() => {
+            const read = createImageBitmap;
+            const held = new Promise((done) => (window.letGo = done));
+            window.createImageBitmap = async (file) => (await held, read(file));
+        }"""
+    )
+    visitor.page.get_by_label("Choose a photo").set_input_files(PHOTO)
+    visitor.button("Make the portrait").click()
+    expect(visitor.problem_with("main_face_image")).to_have_text("Choose a photo first.")
+    visitor.page.evaluate("letGo()")
+    expect(visitor.page.locator("#photo-image")).to_be_visible()
+    expect(visitor.problem_with("main_face_image")).to_be_empty()
+
+
+def test_a_value_out_of_range_is_told_beside_its_field_as_the_server_would_tell_it(visitor, server):
     visitor.asks_for_a_small_one(width=20, seed="12x")
     visitor.page.get_by_text("All settings").click()
     visitor.button("Make the portrait").click()
@@ -55,7 +71,9 @@ def test_a_value_out_of_range_is_told_beside_its_field_in_the_servers_words(visi
     mistaken = {"main_face_image": "x", "prompt": "x", "width": 20, "seed": "12x"}
     refusal = server.client.post("/v1/flux-pulid", json=mistaken).json()
     for problem in refusal["fields"]:
-        expect(visitor.problem_with(problem["field"])).to_have_text(problem["message"])
+        title = visitor.page.locator(f"label[for=control-{problem['field']}]").inner_text()
+        message = problem["message"].replace(problem["field"], f"“{title}”", 1)
+        expect(visitor.problem_with(problem["field"])).to_have_text(message)
     assert len(refusal["fields"]) == 2
     visitor.control("width").fill("256")
     expect(visitor.problem_with("width")).to_be_empty()
@@ -65,8 +83,8 @@ def test_what_only_the_server_finds_wrong_is_told_beside_its_field(visitor):
     visitor.asks_for_a_small_one()
     visitor.say("x" * 10_001)
     visitor.make()
-    expect(visitor.problem_with("prompt")).to_have_text("prompt must have at most 10000 characters.")
-    expect(visitor.alert()).to_have_text("prompt must have at most 10000 characters.")
+    expect(visitor.problem_with("prompt")).to_have_text("“Prompt” must have at most 10000 characters.")
+    expect(visitor.alert()).to_have_text("“Prompt” must have at most 10000 characters.")
     expect(visitor.page.get_by_label("Prompt", exact=True)).to_be_focused()
 
 

@@ -24,6 +24,7 @@ def test_a_photo_and_a_prompt_become_a_picture_with_its_seed(visitor):
     expect(visitor.page.get_by_text(f"Seed {result['seed']}")).to_be_visible()
     visitor.page.get_by_text("Parameters").click()
     expect(visitor.page.locator(".facts")).to_contain_text("256 × 256")
+    assert {"Steps", "Width"} <= set(visitor.page.locator(".facts dt").all_inner_texts())  # as in the form
 
 
 def test_progress_is_told_step_by_step_with_the_time_that_is_left(visitor):

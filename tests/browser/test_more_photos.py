@@ -53,6 +53,54 @@ def test_more_photos_are_added_removed_and_sent_in_order(visitor):
     expect(visitor.page.locator(".facts")).to_contain_text("Photos3")
 
 
+def test_the_same_again_has_the_same_photos_and_after_a_reload_asks_for_as_many(visitor):
+    visitor.asks_for_a_small_one(num_steps=1)
+    visitor.unfold_more()
+    add(visitor, PHOTOS / "collins.jpg", PHOTOS / "obama.jpg")
+    expect(added(visitor)).to_have_count(2)
+    first = visitor.make()
+    visitor.gets_a_picture()
+    visitor.button("Remove obama.jpg").click()
+    again = visitor.button("Same again, another seed")
+    with visitor.page.expect_request("**/v2/flux-pulid") as sent:
+        again.click()
+    assert sent.value.post_data_json == first
+    expect(visitor.portraits()).to_have_count(2)
+    visitor.gets_a_picture()
+    visitor.open()
+    again.click()
+    expect(visitor.problem_with("main_face_image")).to_contain_text("Choose the photo again")
+    problem = visitor.page.locator("#more-problem")
+    expect(problem).to_have_text(
+        "Add 2 more photos of the same person again: this browser does not keep photos."
+    )
+    expect(visitor.page.get_by_label("Choose a photo")).to_be_focused()
+    visitor.choose()
+    add(visitor, PHOTOS / "collins.jpg")
+    expect(added(visitor)).to_have_count(1)
+    again.click()
+    expect(problem).to_contain_text("Add 1 more photo of the same person")
+    expect(visitor.page.get_by_label("Add photos")).to_be_focused()
+    add(visitor, PHOTOS / "obama.jpg")
+    expect(added(visitor)).to_have_count(2)
+    assert visitor.make() == first
+    visitor.gets_a_picture()
+
+
+def test_the_same_again_of_one_photo_is_not_made_from_two(visitor):
+    visitor.asks_for_a_small_one(num_steps=1)
+    visitor.make()
+    visitor.gets_a_picture()
+    visitor.open()
+    visitor.choose()
+    visitor.unfold_more()
+    add(visitor, PHOTO)
+    expect(added(visitor)).to_have_count(1)
+    visitor.button("Same again, another seed").click()
+    expect(visitor.page.locator("#more-problem")).to_contain_text("That portrait had 1 photo fewer")
+    expect(visitor.portraits()).to_have_count(1)
+
+
 def test_how_they_become_one_face_can_be_chosen(visitor):
     visitor.asks_for_a_small_one(num_steps=1)
     visitor.unfold_more()
@@ -120,6 +168,7 @@ def test_which_of_several_photos_shows_no_face_is_told_and_marked(visitor, nobod
         re.compile("^Photo 3: No face found."), timeout=PICTURE_MS
     )
     expect(visitor.alert()).to_have_text(re.compile("^Photo 3: No face found."))
+    expect(visitor.page.locator("#stage .outcome")).to_contain_text("Photo 3: No face found.")
     expect(added(visitor).nth(0)).not_to_have_class("wrong")
     expect(added(visitor).nth(1)).to_have_class("wrong")
     expect(visitor.button("Remove nobody.png")).to_be_focused()

@@ -10,6 +10,7 @@ import httpx
 import pytest
 from playwright.sync_api import expect
 
+from browser.visitor import PICTURE_MS
 from fakes import Script
 from live_server import live_server
 
@@ -125,9 +126,41 @@ def test_a_portrait_that_the_server_no_longer_knows_is_given_up(visitor):
     visitor.page.route(JOBS, lambda route: route.fulfill(status=404, json=missing))
     visitor.make()
     expect(visitor.page.get_by_role("heading", name="No picture this time")).to_be_visible()
-    expect(visitor.page.locator("#stage")).to_contain_text("No such request.")
+    expect(visitor.page.locator("#stage")).to_contain_text("The server no longer knows this portrait")
     expect(visitor.button("Show what to change")).to_have_count(0)
     expect(visitor.portraits()).to_have_count(0)
+
+
+def test_a_picture_that_does_not_load_is_no_lost_one_and_comes_when_the_server_does(visitor):
+    visitor.expects_outages = True
+    visitor.asks_for_a_small_one()
+    visitor.page.route("**/outputs/**", lambda route: route.abort())
+    visitor.make()
+    caption = visitor.page.locator("figcaption")
+    expect(caption).to_contain_text(
+        "This picture did not load. The server does not answer.", timeout=PICTURE_MS
+    )
+    expect(caption).not_to_contain_text("no longer has")
+    visitor.button("Try again").click()
+    expect(caption).to_contain_text("This picture did not load.")
+    visitor.page.unroute("**/outputs/**")
+    visitor.page.evaluate("dispatchEvent(new Event('online'))")
+    expect(visitor.picture()).to_have_js_property("naturalWidth", 256)
+    expect(caption).to_contain_text("Seed ")
+
+
+def test_what_a_button_of_the_picture_cannot_do_is_told_beside_it(visitor):
+    visitor.expects_outages = True
+    visitor.asks_for_a_small_one()
+    visitor.make()
+    visitor.gets_a_picture()
+    visitor.page.route(re.compile("/outputs/|/v2/requests/"), lambda route: route.abort())
+    told = visitor.page.locator("#stage [role=alert]")
+    for button in (visitor.page.get_by_role("link", name="Download picture 1"), visitor.button("Delete")):
+        told.evaluate("told => (told.textContent = '')")
+        button.click()
+        expect(told).to_contain_text("The server does not answer.")
+    expect(visitor.alert()).to_be_empty()
 
 
 def test_a_key_that_is_refused_keeps_the_portrait_until_there_is_another(visit, keyed_server, api_key):

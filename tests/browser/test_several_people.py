@@ -187,7 +187,7 @@ def test_what_is_missing_or_wrong_is_told_beside_the_person(visitor):
     visitor.person(1).get_by_text("Weight and steps").click()
     visitor.person(1).get_by_label("Weight", exact=True).fill("7")
     visitor.button("Make the portrait").click()
-    expect(visitor.person(1)).to_contain_text("weight must be a number from 0 to 3.")
+    expect(visitor.person(1)).to_contain_text("“Weight” must be a number from 0 to 3.")
     expect(visitor.person(1).get_by_label("Weight", exact=True)).to_be_focused()
     expect(visitor.person(2)).to_contain_text("Choose a photo first.")
     expect(visitor.portraits()).to_have_count(0)
@@ -204,6 +204,47 @@ def test_a_photo_that_only_the_server_refuses_is_told_beside_its_person(visitor,
     expect(visitor.alert()).to_have_text(re.compile("^Person 2: "))
     expect(visitor.person(1).locator(".person-photo")).not_to_have_class("wrong")
     expect(visitor.person(2).get_by_role("button", name="Change")).to_be_focused()
+
+
+@pytest.fixture
+def no_identity(tmp_path):
+    """A file by the name of an identity file that is none."""
+    (tmp_path / "other.safetensors").write_bytes(b"no identity at all")
+    return tmp_path / "other.safetensors"
+
+
+def test_an_identity_file_that_is_refused_is_told_with_the_name_of_its_person(visitor, no_identity):
+    visitor.paints_several(PHOTO, no_identity)
+    small_one(visitor)
+    visitor.make()
+    stage = visitor.page.locator("#stage .outcome")
+    expect(stage).to_contain_text("Person 2: This is no identity file", timeout=PICTURE_MS)
+    expect(visitor.alert()).to_have_text(re.compile("^Person 2: This is no identity file"))
+    expect(visitor.person(2)).to_contain_text("This is no identity file")
+    expect(visitor.person(1)).not_to_contain_text("This is no identity file")
+
+
+def test_of_two_identity_files_both_are_looked_at_where_one_is_refused(visitor, no_identity):
+    visitor.paints_several(no_identity, no_identity)
+    small_one(visitor)
+    visitor.make()
+    expect(visitor.alert()).to_have_text(re.compile("^Person 1 or Person 2: "), timeout=PICTURE_MS)
+
+
+def test_the_only_photo_beside_an_identity_file_is_told_with_the_name_of_its_person(
+    visitor, no_identity, nobody
+):
+    visitor.expected = {400}
+    visitor.paints_several(no_identity, nobody)
+    small_one(visitor)
+    failed = {"status": "FAILED", "code": "no_face", "error": "No face found."}
+    visitor.page.route(
+        "**/v2/requests/*/events*",
+        lambda route: route.fulfill(content_type="text/event-stream", body=f"data: {json.dumps(failed)}\n\n"),
+    )
+    visitor.make()
+    expect(visitor.alert()).to_have_text("Person 2: No face found.")
+    expect(visitor.person(1)).not_to_contain_text("No face found.")
 
 
 def test_places_are_remembered_and_photos_are_not(visitor):
@@ -223,6 +264,7 @@ def test_places_are_remembered_and_photos_are_not(visitor):
     visitor.button("Same again, another seed").click()
     for number in (1, 2):
         expect(visitor.person(number)).to_contain_text("Choose the photo again: this browser does not keep")
+    expect(visitor.alert()).to_have_text("Choose what is marked above, then make the portrait.")
     expect(visitor.page.get_by_label("Choose a photo of person 1")).to_be_focused()
     assert written(visitor, 1) == (10, 0, 30, 100)
     visitor.choose_for(1, PHOTO)

@@ -57,6 +57,14 @@ def test_a_database_of_this_version_is_fine_and_of_a_newer_one_a_fault(tmp_path)
     assert "schema 4711" in found.text
 
 
+def test_a_database_that_cannot_be_read_is_a_fault_in_words(tmp_path):
+    folder = DataDir(tmp_path)
+    folder.database.mkdir()
+    found = check_data_dir(folder)
+    assert found.state == "fault"
+    assert "cannot be read: Is a directory" in found.text
+
+
 @pytest.mark.parametrize(("free", "state"), [(10**8, "warning"), (10**9, "warning"), (10**10, "ok")])
 def test_room_that_runs_out_is_worth_a_warning(tmp_path, monkeypatch, free, state):
     monkeypatch.setattr(service, "free_bytes", lambda folder: free)

@@ -57,12 +57,11 @@ class FaceEngine:
     def step(self):
         if self.painted == self.stop_after and self._request.num_steps > 1:
             raise KeyboardInterrupt
-        events = self._tiny.step()
-        if not events or events[-1].result is None:
-            return events
+        return self._tiny.step()
+
+    def decode(self, denoised):
         self.painted += self._request.num_steps > 1
-        result = replace(events[-1].result, images=(self._picture(),))
-        return [replace(events[-1], result=result)]
+        return replace(self._tiny.decode(denoised), images=(self._picture(),))
 
     def _picture(self):
         request = self._request

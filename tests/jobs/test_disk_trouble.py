@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import errno
 import os
 import resource
 import select
@@ -224,6 +225,25 @@ async def test_a_job_that_fails_leaves_no_pictures_of_a_worker_that_was_killed_b
         (folder / "0.png").write_bytes(PICTURE)
         assert (await here.service.remove(job_id, key="")).record.state is JobState.FAILED
         await until(lambda: not folder.exists())
+
+
+@scenario
+async def test_pictures_that_would_not_go_go_with_the_next_sweep(start):
+    async with start() as here:
+        records = [await here.run(name, num_steps=1) for name in ("first", "second")]
+        folders = [data_of(here).media / record.media_id for record in records]
+        with pytest.MonkeyPatch.context() as broken:
+            broken.setattr("server.jobs.files.shutil.rmtree", refuse)
+            for record in records:
+                await here.service.remove(record.id, key="")
+        assert list(data_of(here).media.iterdir())
+        await JobStorage.sweep(here.service._storage, result_ttl_s=3600)
+        assert not list(data_of(here).media.iterdir())
+        assert not any(folder.exists() for folder in folders)
+
+
+def refuse(folder):
+    raise OSError(errno.EMFILE, "Too many open files")
 
 
 @scenario

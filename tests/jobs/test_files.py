@@ -7,6 +7,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from io import BytesIO
 from pathlib import Path
@@ -92,6 +93,28 @@ def test_png_keeps_every_pixel_and_the_order_of_pictures():
 
 
 # bodies and photos
+
+
+@pytest.mark.parametrize("name", ["webp", "png"])
+def test_other_threads_work_on_while_a_picture_is_encoded(name):
+    """As the steps of the next job do. An encoder that kept the interpreter would let through none or one."""
+    picture = np.random.default_rng(1).integers(0, 256, (1024, 1024, 3), np.uint8)
+    begun, done = threading.Event(), threading.Event()
+
+    def encode():
+        begun.set()
+        encode_image(picture, OutputOptions(format=name))
+        done.set()
+
+    thread = threading.Thread(target=encode)
+    thread.start()
+    begun.wait()
+    rounds = 0
+    while not done.is_set():
+        rounds += 1
+        time.sleep(0.001)
+    thread.join()
+    assert rounds > 10
 
 
 def test_a_body_is_read_as_it_was_written(bodies, tmp_path):

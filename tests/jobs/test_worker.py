@@ -45,6 +45,7 @@ from server.jobs.worker import (
     EXIT_FAULT,
     EXIT_NO_ENGINE,
     EXIT_ORPHANED,
+    EXIT_OUT_OF_MEMORY,
     EXIT_STOPPED,
     MAX_UNSAVED,
     WorkerSetup,
@@ -235,6 +236,30 @@ def test_a_job_that_was_cancelled_may_come_again_under_the_same_id(shared):
     assert np.array_equal(shared.stored("f")[0], paint(again).images[0])
 
 
+def test_between_two_photos_a_word_is_said_and_a_refusal_names_its_photo(shared):
+    broken = shared.folder / "broken"
+    broken.write_bytes(shared.photo.read_bytes()[:50])
+    for job, photos in (("t", (shared.photo,) * 3), ("u", (shared.photo, broken, shared.photo))):
+        shared.pipe.send(
+            Prepare(
+                job_id=job,
+                request=GenerationRequest(prompt="p", seed=7),
+                photos=photos,
+                output=OutputOptions(),
+                media_id=media_id(job),
+            )
+        )
+    assert [shared.next() for _ in range(3)] == [Preparing("t")] * 3
+    assert isinstance(shared.next(), Prepared)
+    shared.pipe.send(Cancel("t"))
+    assert [shared.next() for _ in range(2)] == [Preparing("u")] * 2
+    failed = shared.next()
+    assert isinstance(failed, JobFailed)
+    assert isinstance(failed.error, ImageRejected)
+    assert failed.error.photo == 1
+    assert isinstance(shared.run(), Finished)
+
+
 # questions
 
 
@@ -318,6 +343,41 @@ def test_saving_overlaps_the_steps_of_the_next_job(desk):
     made.until(Stepping, "b")
     assert isinstance(made.end_of("a"), Finished), "saved, though the engine stands at the gate"
     assert made.script.steps == {"a": 1}
+
+
+def test_decoding_overlaps_the_steps_of_the_next_jobs_until_too_many_wait(desk):
+    """Told by the order of events alone: the first pictures are held in their decoding."""
+    made, jobs = desk().ready(), "abcdef"
+    for job in jobs:
+        made.prepare("held while decoding" if job == "a" else job, job=job)
+        made.pipe.send(Admit(job))
+    awaited = {(Stepped, jobs[MAX_UNSAVED - 1], 3), (Prepared, jobs[-1], None)}
+    while awaited:
+        event = made.next()
+        awaited.discard((type(event), getattr(event, "job_id", None), getattr(event, "step", None)))
+    assert not made.pipe.poll(0.1)
+    assert made.script.steps == dict.fromkeys(jobs[:MAX_UNSAVED], 3)
+    assert made.script.decoded == ["held while decoding"]
+    assert not [event for event in made.events if isinstance(event, Finished)]
+    made.script.let_decode()
+    assert isinstance(made.end_of(jobs[-1]), Finished)
+    assert [event.job_id for event in made.events if isinstance(event, Finished)] == list(jobs)
+
+
+def test_a_job_that_is_cancelled_before_its_decoding_is_not_decoded(desk):
+    made = desk().ready()
+    for job, prompt in {"a": "held while decoding", "b": "unwanted"}.items():
+        made.prepare(prompt, job=job, num_steps=1)
+        made.pipe.send(Admit(job))
+    made.until(Stepped, "b")
+    made.pipe.send(Cancel("b"))
+    made.prepare("wanted", job="c")
+    made.pipe.send(Admit("c"))
+    made.until(Prepared, "c")  # the cancel was read before it
+    made.script.let_decode()
+    assert isinstance(made.end_of("c"), Finished)
+    assert made.script.decoded == ["held while decoding", "wanted"]
+    assert Finished not in made.said("b")
 
 
 def test_while_many_pictures_wait_for_the_disk_no_further_job_is_admitted(shared):
@@ -482,7 +542,8 @@ def test_a_job_cancelled_before_it_is_prepared_is_never_read(shared):
 
 def test_an_unexpected_error_ends_its_job_without_a_word_of_its_text(capfd, desk):
     made = desk().ready()
-    for order in ("raise while preparing", "raise at admission", "raise at step 2"):
+    orders = ("raise while preparing", "raise at admission", "raise at step 2", "raise while decoding")
+    for order in orders:
         failed = made.run(order)
         assert isinstance(failed.error, EngineFailed)
         assert "internal fault" in str(failed.error)
@@ -493,7 +554,7 @@ def test_an_unexpected_error_ends_its_job_without_a_word_of_its_text(capfd, desk
     for line in map(json.loads, logged.splitlines()):
         assert (line["exception"], line["job_id"], line["device"]) == ("RuntimeError", "a", "here")
         assert any("fakes.py" in place for place in line["trace"])
-    assert len(logged.splitlines()) == 3
+    assert len(logged.splitlines()) == len(orders)
 
 
 def test_a_photo_without_a_face_is_told_before_the_current_step_is_done(desk):
@@ -566,18 +627,19 @@ def set_file_size_limit(pid, size):
 # errors of the device
 
 
-@pytest.mark.parametrize("when", ["while preparing", "at step 1"])
+@pytest.mark.parametrize("when", ["while preparing", "at step 1", "while decoding"])
 def test_out_of_memory_fails_its_job_and_the_second_in_a_row_ends_the_worker(desk, when):
     made = desk().ready()
     assert isinstance(made.run(f"oom {when}", job="a").error, OutOfMemory)
     assert isinstance(made.run(job="b"), Finished), "a picture in between: the row starts anew"
     assert isinstance(made.run(f"oom {when}", job="c").error, OutOfMemory)
+    assert isinstance(made.run(f"oom {when}", job="c").error, OutOfMemory), "the same one, tried again"
     assert isinstance(made.run(f"oom {when}", job="d").error, OutOfMemory)
     assert "in a row" in made.until(DeviceFault).reason
-    assert made.exit_code() == EXIT_FAULT
+    assert made.exit_code() == EXIT_OUT_OF_MEMORY
 
 
-@pytest.mark.parametrize("when", ["while preparing", "at step 2"])
+@pytest.mark.parametrize("when", ["while preparing", "at step 2", "while decoding"])
 def test_a_lost_device_ends_the_worker_but_not_the_job(desk, when):
     made = desk().ready()
     made.prepare(f"lose the device {when}", job="a")

@@ -38,7 +38,8 @@ from server.jobs.messages import (
     Stepping,
     WorkerDied,
 )
-from server.jobs.worker_pool import WorkerPool
+from server.jobs.worker import EXIT_OUT_OF_MEMORY
+from server.jobs.worker_pool import DEATHS_TO_GIVE_UP, WorkerPool
 from server.security.image_decode import decode_image
 
 
@@ -358,6 +359,18 @@ async def test_four_deaths_end_it_and_it_says_why(hall):
         await asyncio.sleep(0.1)
         assert worker_processes() == []
         assert it.kinds()[-2:] == [WorkerDied, PoolBroken]
+
+
+@told
+async def test_workers_that_end_for_want_of_memory_are_started_again_and_not_counted(hall):
+    async with hall() as it:
+        for _ in range(DEATHS_TO_GIVE_UP + 1):
+            for job in "ab":
+                it.begin("oom at step 1", job=job)
+                await it.until(JobFailed)
+            assert (await it.until(WorkerDied)).exit_code == EXIT_OUT_OF_MEMORY
+            await it.until(EngineReady)
+        assert PoolBroken not in it.kinds()
 
 
 @told

@@ -154,6 +154,38 @@ def test_how_far_an_engine_is_loaded_is_no_work_and_no_sign_of_life_of_a_job(wat
     assert stalled.index(True) == 60
 
 
+def test_the_steps_of_other_jobs_do_not_hide_that_saving_has_stopped(watch):
+    tell(watch, *(prepare(job) for job in "ab"), *(Prepared(job, {}) for job in "ab"))
+    tell(watch, Admit("a"), Stepping("a"), Stepped("a", 1, 1), Admit("b"), Stepping("b"))
+    watch.is_stalled(0.0)
+    stalled = []
+    for now in range(1, 70):
+        watch.said(Stepped("b", now, 999), float(now))
+        stalled.append(watch.is_stalled(float(now)))
+    assert stalled.index(True) == 60
+
+
+@pytest.mark.parametrize("end", [Finished("a", "m", (), {}), JobFailed("a", EngineFailed("x")), Cancel("a")])
+def test_while_one_job_after_the_other_is_saved_nothing_has_stopped(watch, end):
+    """Nor where the next one comes to its end between two looks."""
+    tell(watch, *(prepare(job) for job in "ab"), *(Prepared(job, {}) for job in "ab"), Admit("a"), Admit("b"))
+    tell(watch, Stepping("a"), Stepped("a", 1, 1), Stepping("b"))
+    watch.is_stalled(0.0)
+    for now in range(1, 150):
+        watch.said(Stepped("b", now, 50 if now == 50 else 999), float(now))
+        if now == 50:
+            tell(watch, end)
+        assert watch.is_stalled(float(now)) == (now >= 110)
+
+
+def test_a_long_time_without_pictures_to_save_is_no_silence_of_the_saving(watch):
+    tell(watch, prepare("a"), Prepared("a", {}), Admit("a"), Stepping("a"))
+    watch.is_stalled(0.0)
+    for now in range(1, 160):
+        watch.said(Stepped("a", now, 100), float(now))
+        assert not watch.is_stalled(float(now))
+
+
 def test_short_steps_leave_the_floor_and_long_ones_raise_it(watch):
     tell(watch, prepare("a"), Preparing("a"), Prepared("a", {}), Admit("a"))
     assert stalls_after(watch) == 61

@@ -28,13 +28,13 @@ def portrait(person="collins", **changes):
 
 
 def results(engine, requests):
-    """Run requests side by side to their end: {job id: result}."""
+    """Run requests side by side to their end: {job id: result}. Decoded at the very end."""
     for job_id, request in requests.items():
         engine.admit(job_id, request)
     done = {}
     while events := engine.step():
-        done.update({event.job_id: event.result for event in events if event.is_last})
-    return done
+        done.update({event.job_id: event.denoised for event in events if event.is_last})
+    return {job_id: engine.decode(denoised) for job_id, denoised in done.items()}
 
 
 def generate(engine, request):

@@ -64,9 +64,7 @@ def literal_loop(engine, request):
             neg = model(request.negative_prompt, uncond if seen else None, times[i])
             pred = neg + request.true_cfg * (pred - neg)
         x = x + (times[i + 1] - times[i]) * pred
-    return latents.to_uint8(
-        latents.decode(engine._autoencoder, x, request.height, request.width, torch.float32)
-    )[0]
+    return engine._decoder.pictures(x, request.height, request.width)[0]
 
 
 @pytest.mark.parametrize(
@@ -190,10 +188,10 @@ def test_a_cancelled_request_sends_no_further_event(engine):
     while step := engine.step():
         events.extend(step)
     assert {event.job_id for event in events} == {"stays"}
-    assert events[-1].result is not None
+    assert events[-1].denoised is not None
 
 
-def test_events_count_the_steps_and_the_last_one_brings_the_pictures(engine):
+def test_events_count_the_steps_and_the_last_one_brings_what_is_decoded(engine):
     engine.admit("job", portrait(num_steps=3))
     events = [engine.step()[0] for _ in range(3)]
     assert [(event.step, event.num_steps, event.is_last) for event in events] == [
@@ -201,8 +199,11 @@ def test_events_count_the_steps_and_the_last_one_brings_the_pictures(engine):
         (2, 3, False),
         (3, 3, True),
     ]
-    assert set(events[-1].result.timings) == {"face", "text", "denoise", "decode"}
+    assert set(events[-1].denoised.timings) == {"face", "text", "denoise"}
     assert engine.step() == []
+    result = engine.decode(events[-1].denoised)
+    assert set(result.timings) == {"face", "text", "denoise", "decode"}
+    assert [image.shape for image in result.images] == [(256, 256, 3)]
 
 
 def test_a_full_engine_says_busy(engine):
@@ -230,7 +231,7 @@ def run_prepared(engine, prepared):
     engine.admit("job", prepared)
     while events := engine.step():
         if events[-1].is_last:
-            return events[-1].result
+            return engine.decode(events[-1].denoised)
     raise AssertionError("no last event")
 
 
@@ -284,7 +285,8 @@ def test_preparing_beside_the_steps_changes_neither_picture(engine):
     while step := engine.step():
         events.extend(step)
     second.join()
-    assert np.array_equal(events[-1].result.images[0], generate(engine, running).images[0])
+    painted = engine.decode(events[-1].denoised)
+    assert np.array_equal(painted.images[0], generate(engine, running).images[0])
     assert np.array_equal(run_prepared(engine, prepared[0]).images[0], generate(engine, ahead).images[0])
 
 

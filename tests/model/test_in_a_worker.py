@@ -1,4 +1,7 @@
-"""The tiny engine in a worker process: the pictures on disk are those that the engine paints."""
+"""The tiny engine in a worker process: the pictures on disk are those that the engine paints.
+
+Of a photo that the worker has read before, too, and then without decoding it.
+"""
 
 import multiprocessing
 from dataclasses import replace
@@ -11,16 +14,17 @@ from PIL import Image
 from model.portraits import PHOTOS, generate, photo, portrait
 from server.engines import create_engine
 from server.jobs.files import OutputOptions
-from server.jobs.messages import Admit, EngineReady, Finished, Prepare, Stop
+from server.jobs.messages import Admit, EngineReady, Finished, Prepare, Prepared, Stop
 from server.jobs.worker import EXIT_STOPPED, WorkerSetup, run_worker
 from server.security.image_decode import decode_image
 
 PATIENCE_S = 120.0  # importing torch on a busy machine is slow
 
-REQUESTS = {
-    "collins": portrait("collins", num_outputs=2),
-    "obama": portrait("obama", seed=5, true_cfg=2.0, start_step=1),
-    "ardern": portrait("ardern", seed=6, id_weight=2.0, width=320),
+REQUESTS = {  # job -> photo, request
+    "collins": ("collins", portrait("collins", num_outputs=2)),
+    "obama": ("obama", portrait("obama", seed=5, true_cfg=2.0, start_step=1)),
+    "ardern": ("ardern", portrait("ardern", seed=6, id_weight=2.0, width=320)),
+    "again": ("collins", portrait("collins", seed=7)),
 }
 
 
@@ -52,11 +56,11 @@ def told(pipe):
 def test_jobs_that_are_prepared_beside_each_other_get_the_bytes_they_get_alone(worker, engine, tmp_path):
     pipe, process = worker
     media = {name: f"{number:032x}" for number, name in enumerate(REQUESTS)}
-    for name, request in REQUESTS.items():
+    for name, (person, request) in REQUESTS.items():
         order = Prepare(
             job_id=name,
             request=replace(request, id_images=()),
-            photos=(PHOTOS / f"{name}.jpg",),
+            photos=(PHOTOS / f"{person}.jpg",),
             output=OutputOptions(format="png"),
             media_id=media[name],
         )
@@ -65,11 +69,15 @@ def test_jobs_that_are_prepared_beside_each_other_get_the_bytes_they_get_alone(w
     ready = told(pipe)
     assert isinstance(ready, EngineReady)
     assert ready.info == engine.info
-    finished = 0
-    while finished < len(REQUESTS):
-        finished += isinstance(told(pipe), Finished)
-    for name, request in REQUESTS.items():
-        alone = generate(engine, replace(request, id_images=(photo(name),)))
+    events = []
+    while sum(isinstance(event, Finished) for event in events) < len(REQUESTS):
+        events.append(told(pipe))
+    prepared = {event.job_id: event for event in events if isinstance(event, Prepared)}
+    for name, is_known in (("collins", False), ("again", True)):
+        assert prepared[name].cache_hits["identity"] is is_known
+        assert ("decode_photo" in prepared[name].timings) is not is_known
+    for name, (person, request) in REQUESTS.items():
+        alone = generate(engine, replace(request, id_images=(photo(person),)))
         for number, image in enumerate(alone.images):
             stored = np.asarray(Image.open(tmp_path / media[name] / f"{number}.png"))
             assert np.array_equal(stored, image), name

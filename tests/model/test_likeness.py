@@ -25,7 +25,7 @@ def reference_of(engine, photos, **changes):
     """The one reference face of a request that is not painted to its end."""
     engine.admit("job", portrait(id_images=photos, measures_similarity=True, num_steps=1, **changes))
     (event,) = engine.step()
-    (face,) = event.result.reference_faces
+    (face,) = event.denoised.reference_faces
     return face
 
 

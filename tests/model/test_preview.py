@@ -62,7 +62,8 @@ def test_nobody_who_does_not_watch_gets_one_and_nothing_is_kept_for_it(engine):
 def test_watching_changes_no_picture(engine):
     for changes in ({}, {"true_cfg": 2.0}):
         last = watched(engine, portrait(**changes))[-1]
-        assert np.array_equal(last.result.images[0], generate(engine, portrait(**changes)).images[0])
+        image = engine.decode(last.denoised).images[0]
+        assert np.array_equal(image, generate(engine, portrait(**changes)).images[0])
 
 
 def test_watching_may_begin_and_end_between_two_steps(engine):
@@ -103,7 +104,7 @@ def test_the_prediction_is_where_the_steps_velocity_leads_and_the_end_at_the_las
 
 def test_a_preview_shows_the_colours_of_the_picture_and_more_and_more(engine):
     events = watched(engine, portrait(seed=5, num_steps=8))
-    image = events[-1].result.images[0].reshape(32, 8, 32, 8, 3).mean(axis=(1, 3))
+    image = engine.decode(events[-1].denoised).images[0].reshape(32, 8, 32, 8, 3).mean(axis=(1, 3))
     alike = [likeness(opened(event.preview), image) for event in events[:-1]]
     stranger = likeness(opened(watched(engine, portrait(seed=6))[-2].preview), image)
     assert alike[-1] > 0.6
