@@ -146,8 +146,9 @@ class PulidFluxEngine:
         self._try_steps(FOR_LIBRARIES)
         with self._decoding_stream.work():
             request, _ = FOR_LIBRARIES[0]
-            self._decoder.decode(self._noise(request)[0], request.height, request.width)
-        self.info = replace(self.info, details={**self.info.details, **_details(self._flux)})
+            self._decoder.prove(self._noise(request)[0], request.height, request.width)
+        told = {**_details(self._flux), "decoder": self._decoder.note}
+        self.info = replace(self.info, details={**self.info.details, **told})
 
     def can_admit(self, request: GenerationRequest) -> bool:
         return self._batch.rows + request.num_outputs <= MAX_ROWS

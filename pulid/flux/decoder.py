@@ -21,6 +21,9 @@ from pulid.engine import RgbImage
 from pulid.flux.latents import to_uint8, unpack
 from pulid.profiles import DecoderForm
 
+# Relative L2 of a picture, by whether the convolutions run in bfloat16: rounding, and not another function.
+TOLERANCES = {False: 1e-4, True: 2e-2}
+
 
 class Decoder:
     """Safe to share by threads. Forms other than plain lay out the weights of `vae` anew, in place."""
@@ -36,12 +39,36 @@ class Decoder:
         self._config = vae.config
         self._is_autocast = dtype == torch.bfloat16
         self._layout = torch.contiguous_format if form == "plain" else torch.channels_last
-        self._network = vae.decode
+        self._network = self._uncompiled = vae.decode
+        self.note: str = form  # what runs, for the engine's details
         self._is_compiled = form == "compiled"
         if form != "plain":
             vae.decoder.to(memory_format=torch.channels_last)
         if self._is_compiled:
             self._network = torch.compile(vae.decode, fullgraph=True, dynamic=True, backend=backend)
+
+    def prove(self, packed: Tensor, height: int, width: int) -> None:
+        """Decode once. Where a compiler fails or computes otherwise, go on without it.
+
+        Raises torch.OutOfMemoryError.
+        """
+        if self._network is self._uncompiled:
+            self.decode(packed, height, width)
+            return
+        compiled = self._network
+        try:
+            got = self.decode(packed, height, width)
+            self._network = self._uncompiled
+            expected = self.decode(packed, height, width)
+            reason = "" if agrees(got, expected, TOLERANCES[self._is_autocast]) else "ComputesOtherwise"
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as exc:  # the compiler and what it calls raise what they like
+            self._network, reason = self._uncompiled, type(exc).__name__
+        if reason:
+            self.note = f"channels_last: {reason}"
+        else:
+            self._network = compiled
 
     def pictures(self, packed: Tensor, height: int, width: int) -> tuple[RgbImage, ...]:
         """Packed latents (batch, tokens, 64) -> uint8 (h, w, 3) each.
@@ -58,3 +85,9 @@ class Decoder:
             torch._dynamo.mark_dynamic(latents, (2, 3))
         with torch.autocast(latents.device.type, torch.bfloat16, enabled=self._is_autocast):
             return self._network(latents, return_dict=False)[0]
+
+
+def agrees(got: Tensor, expected: Tensor, tolerance: float) -> bool:
+    """NaN never agrees."""
+    error = (got.float() - expected.float()).norm() / expected.float().norm()
+    return bool(error <= tolerance)

@@ -332,6 +332,7 @@ class JobRunner:
             case EngineReady(info):
                 self._loading.pop(device, None)
                 self.info = info
+                log.info("engine ready", device=device, profile=info.profile, **info.details)
                 self._dispatcher.device_ready(device)
                 self._on_ready(info)
             case EngineFailedToLoad(error):

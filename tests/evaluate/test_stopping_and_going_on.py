@@ -46,6 +46,7 @@ def started(faces, prompts, report, *more):
     return subprocess.Popen(list(map(str, command)), env=environment, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.release
 def test_after_a_kill_in_the_middle_the_rest_is_painted_and_nothing_twice(faces, prompts, report):
     large = ["--width", "448", "--height", "448", "--num-steps", "4"]
     first = started(faces, prompts, report, *large)

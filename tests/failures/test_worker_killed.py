@@ -121,7 +121,9 @@ def test_a_poison_photo_costs_its_own_job_and_four_deaths_end_the_server_in_word
         books.settle(server.client, undisturbed)
     publish("two poison photos, four deaths, a new server", books)
     assert books.nothing_is_lost, str(books)
-    assert books.errors == dict.fromkeys([photo, step], "The engine died twice over this request. Change the photo or the prompt.")
+    assert books.errors == dict.fromkeys(
+        [photo, step], "The engine died twice over this request. Change the photo or the prompt."
+    )
 
 
 def wait_for_end(server: ServerProcess, job_id: str, state: str) -> None:

@@ -221,6 +221,7 @@ class Answering:
         return call
 
 
+@pytest.mark.release
 @torch.inference_mode()
 def test_with_tritons_forms_too_the_graphs_of_the_warm_up_serve_everything(engine, compiler, monkeypatch):
     pytest.importorskip("triton", reason="triton is made for Linux only")

@@ -17,10 +17,10 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:Dynamo detected a call to a `functools.lru_cache`:UserWarning"
 )
 
-FORMS = ["plain", "channels_last", "compiled"]
-SIZES = [(64, 64), (64, 96), (128, 48), (32, 160), (16, 256), (176, 144)]
+FORMS = ["plain", "channels_last"]  # the compiled one is held against the plain one below
+SIZES = [(64, 64), (128, 48), (16, 256), (176, 144)]
 # On the CPU small pictures are convolved otherwise, and that choice is part of a graph: more than 1280 cells.
-LARGER_SIZES = [(288, 288), (288, 304), (304, 288), (320, 320), (512, 176), (176, 512)]
+LARGER_SIZES = [(288, 304), (320, 320), (512, 176)]
 ROUNDING = 3e-5  # of float32, through sixty layers
 (CASE,) = goldens.cases("extra", "vae_decode")
 
@@ -109,6 +109,46 @@ def test_one_graph_serves_every_size():
             goldens.assert_close(got, plain.decode(packed, height, width), ROUNDING)
     assert counters["stats"]["unique_graphs"] == 1
     assert not counters["graph_break"]
+
+
+def out_of_order(latents, **options):
+    raise RuntimeError("no compiler")
+
+
+@pytest.mark.parametrize(
+    ("change", "note"),
+    [
+        (lambda network: out_of_order, "channels_last: RuntimeError"),
+        (
+            lambda network: lambda x, **options: network(1.1 * x, **options),
+            "channels_last: ComputesOtherwise",
+        ),
+        (
+            lambda network: lambda x, **options: network(x + torch.nan, **options),
+            "channels_last: ComputesOtherwise",
+        ),
+        (lambda network: lambda x, **options: network(x, **options), "channels_last"),
+    ],
+)
+@torch.inference_mode()
+def test_a_compiled_form_that_fails_or_computes_otherwise_is_not_used(change, note):
+    made, plain = decoder("channels_last"), decoder("plain")
+    made._network = change(made._network)
+    made.prove(noise(64, 96), 64, 96)
+    assert made.note == note
+    packed = noise(128, 48)
+    goldens.assert_close(made.decode(packed, 128, 48), plain.decode(packed, 128, 48), ROUNDING)
+
+
+@torch.inference_mode()
+def test_want_of_memory_is_not_the_compilers_fault():
+    def full(latents, **options):
+        raise torch.OutOfMemoryError
+
+    made = decoder("channels_last")
+    made._network = full
+    with pytest.raises(torch.OutOfMemoryError):
+        made.prove(noise(64, 96), 64, 96)
 
 
 @torch.inference_mode()
