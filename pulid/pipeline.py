@@ -126,6 +126,7 @@ class PulidFluxEngine:
                 "identity_checkpoint": self._identities.checkpoint,
                 **_details(self._flux),
                 **_details(self._forward),
+                "decoder": self._decoder.note,
             },
         )
         # One for all that asks or fills the caches of identities and prompts, one for the pictures.

@@ -228,6 +228,7 @@ def test_without_a_terminal_the_last_picture_has_a_line(run, engine):
     assert "0 s left." in done.stderr
 
 
+@pytest.mark.release
 def test_on_a_terminal_a_bar_shows_the_time_left(faces, prompts, report):
     """A real terminal: the other end of a pty."""
     ours, theirs = os.openpty()
