@@ -1,6 +1,6 @@
 """How a job ends: the last record of it, and when another attempt is no use.
 
-Pure judgement over records. Does not know disks, workers and callers.
+Judgement over records, and the last word to a job's trace. Does not know disks, workers and callers.
 """
 
 from __future__ import annotations
