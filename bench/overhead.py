@@ -4,12 +4,12 @@
 
 A real server process and a real worker process (tests/staged_server.py), keep-alive, a portrait as
 a data URI, 256x256, WebP. In the time are HTTP, JSON, the queue, both SQLite commits, every fsync and
-the way to the worker and back. What decoding the photo and encoding the picture take is taken off:
-the first as the worker itself reports it for these very calls, on average; the second measured with
-the server's own function, with the pauses that a worker has between two pictures. Two yardsticks say
-how fast the machine was meanwhile: one fsync, and one hand-over from an event loop to a thread and
-back, of which a call has about a dozen. Prints a table, then one JSON line, and writes that to
-bench/results/.
+the way to the worker and back; the first commit is made while the worker decodes the photo. What
+decoding the photo and encoding the picture take is taken off: the first as the worker itself reports
+it for these very calls, on average; the second measured with the server's own function, with the
+pauses that a worker has between two pictures. Two yardsticks say how fast the machine was meanwhile:
+one fsync, and one hand-over from an event loop to a thread and back, of which a call has about a
+dozen. Prints a table, then one JSON line, and writes that to bench/results/.
 """
 
 from __future__ import annotations

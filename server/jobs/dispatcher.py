@@ -164,9 +164,12 @@ class Dispatcher:
             return False
         if not job.prepare_sent:
             job.prepare_sent = True
-            self._send(name, self._prepare(job))
+            is_next = device.running is None
+            self._send(name, self._prepare(job, is_admitted=is_next))
             if job.watchers:
                 self._send(name, Watch(job.id, True))
+            if is_next:
+                device.running, device.ahead = job, None
             return True
         if device.running is None:  # the worker starts it as soon as it is prepared
             device.running, device.ahead = job, None
@@ -183,13 +186,14 @@ class Dispatcher:
         device.ahead = self._live[waiting.job_id]
         return True
 
-    def _prepare(self, job: LiveJob) -> Prepare:
+    def _prepare(self, job: LiveJob, *, is_admitted: bool) -> Prepare:
         return Prepare(
             job_id=job.id,
             request=job.request,
             photos=self._photo_paths(job.id, job.photos),
             output=job.output,
             media_id=job.record.media_id,
+            is_admitted=is_admitted,
         )
 
     def _release(self, device: _Device, job: LiveJob) -> None:

@@ -7,7 +7,7 @@ in the server's process, and goes no further than the header; pixels are the wor
 
 from __future__ import annotations
 
-import base64
+from binascii import a2b_base64
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -87,7 +87,7 @@ def bytes_of_base64(text: str) -> bytes:
     if comma and not (head.lower().startswith("data:") and head.lower().endswith(";base64")):
         raise ValueError("a comma, and no data URI before it")
     digits = "".join((tail if comma else head).split()).rstrip("=")
-    data = base64.b64decode(digits + "=" * (-len(digits) % 4), validate=True)
+    data = a2b_base64(digits + "=" * (-len(digits) % 4), strict_mode=True)
     if not data:
         raise ValueError("no bytes")
     return data

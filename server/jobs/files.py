@@ -172,6 +172,13 @@ class MediaFiles:
     def path(self, media_id: str, name: str) -> Path:
         return self._folder_of(media_id) / _checked(_MEDIA_NAME, name)
 
+    def read(self, media_id: str, name: str) -> bytes:
+        """A picture. One that was just saved is in the kernel's memory: then nothing waits for the disk."""
+        # Without the time of access, which would be written there.
+        descriptor = os.open(self.path(media_id, name), os.O_RDONLY | os.O_NOATIME)
+        with os.fdopen(descriptor, "rb") as file:
+            return file.read()
+
     def delete(self, media_id: str) -> None:
         """Remove the pictures of a job, if they are there."""
         _remove_whole(self._folder_of(media_id))
@@ -229,24 +236,34 @@ def _put(path: Path, data: bytes, *, durable: bool) -> None:
 
 def _put_folder(folder: Path, contents: dict[str, bytes]) -> None:
     temporary = _temporary(folder)
-    _remove_tree(temporary)  # of a worker that was killed in here
-    temporary.mkdir(mode=0o700)
+    try:
+        temporary.mkdir(mode=0o700)
+    except FileExistsError:  # of a worker that was killed in here
+        _remove_tree(temporary)
+        temporary.mkdir(mode=0o700)
     for name, data in contents.items():
         _write(temporary / name, data, durable=True)
     sync_folder(temporary)
-    if folder.exists():  # of a try that was killed before its end was recorded
+    try:
+        temporary.rename(folder)
+    except OSError as exc:  # of a try that was killed before its end was recorded
+        if exc.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
         _remove_whole(folder)
-    temporary.rename(folder)
+        temporary.rename(folder)
     sync_folder(folder.parent)
 
 
 def _write(path: Path, data: bytes, *, durable: bool) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
+    try:
+        rest = memoryview(data)
+        while rest:  # a disk that becomes full takes a part first
+            rest = rest[os.write(descriptor, rest) :]
         if durable:
             os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _discard(folder: Path, names: Iterable[str]) -> None:

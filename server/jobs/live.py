@@ -50,11 +50,13 @@ class LiveJob:
     preview: bytes | None = None  # the newest one; None where nobody looks
     failures: int = 0  # attempts that ended in a fault which another attempt may not meet
     ending: bool = False  # its end is being written; nothing else may happen to it
-    accepted: asyncio.Event = field(default_factory=asyncio.Event)  # its row is on disk
+    begun: asyncio.Event = field(default_factory=asyncio.Event)  # it may have a turn
+    stored: asyncio.Event = field(default_factory=asyncio.Event)  # its row is on disk
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     timer: asyncio.TimerHandle | None = None  # its deadline
     photos_task: asyncio.Task[None] | None = None
+    end_task: asyncio.Task[None] | None = None
     trace: JobTrace | None = None  # None where there are no traces, and once it has heard the end
     _first_step_at: float = 0.0  # when it was done, in the seconds that `stepped` is told
 

@@ -25,6 +25,7 @@ class Prepare:
     photos: tuple[Path, ...]  # the picture files as they were sent; deleted by the server
     output: OutputOptions
     media_id: str  # where its pictures go
+    is_admitted: bool = False  # nothing is before it: it starts when it is prepared, as if by Admit
 
 
 @dataclass(frozen=True, slots=True)

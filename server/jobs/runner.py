@@ -51,7 +51,7 @@ from server.jobs.messages import (
     WorkerDied,
     WorkerEvent,
 )
-from server.jobs.photos import JobPhotos, ParseBody
+from server.jobs.photos import JobPhotos, ParseBody, need_no_fetch
 from server.jobs.questions import PhotoQuestions
 from server.jobs.scheduler import Scheduler
 from server.jobs.storage import TRY_AGAIN_S, JobStorage
@@ -242,24 +242,43 @@ class JobRunner:
 
     def drop(self, job: LiveJob) -> None:
         """Take an adopted job back without a word: it never came to be."""
-        if job.ending:  # a drain was faster
-            return
+        if job.end_task is not None:  # a drain was faster, or its worker; its end waits for a row
+            job.end_task.cancel()
+            self._spawn(self._storage.delete_media(job.record.media_id))
         job.ending = True
+        if job.timer:
+            job.timer.cancel()
         if job.photos_task is not None:
             job.photos_task.cancel()
         del self.live[job.id]
         self._unfinished_of[job.record.key] -= 1
         self._dispatcher.forget(job)
         self._spawn(self._storage.delete_body(job.id))  # photos that were faster than the refusal
+        job.touch()
         self._count()
 
     def begin(self, job: LiveJob, parsed: ParsedBody) -> None:
-        """The job is on disk: let it have a turn once its photos are, too."""
+        """The job is on disk: let it have a turn once its photos are, too, unless it has begun early."""
+        job.stored.set()
+        if not job.begun.is_set():
+            self._begin(job, parsed)
+
+    async def begin_early(self, job: LiveJob, parsed: ParsedBody) -> None:
+        """Let a job have a turn before its row is written; its end waits for that row.
+
+        Returns when photos that came with the request are on disk: the row, written beside them, would
+        only keep them from the worker.
+        """
+        self._begin(job, parsed)
+        if job.photos_task is not None and need_no_fetch(parsed):
+            await asyncio.wait({job.photos_task})
+
+    def _begin(self, job: LiveJob, parsed: ParsedBody) -> None:
         if job.ending:  # a drain was faster
             return
         left = max(0.0, job.record.deadline_at - time.time())
         job.timer = self._loop.call_later(left, self._expire, job)
-        job.accepted.set()
+        job.begun.set()
         if job.photos_task is None:
             self.bring_photos(job, parsed)
 
@@ -281,7 +300,7 @@ class JobRunner:
             job.photos_task.cancel()
         self._dispatcher.forget(job, is_painted=error is None)
         ended = ended_record(job.record, files=files, similarities=similarities, error=error)
-        self._spawn(self._write_end(job, ended))
+        job.end_task = self._spawn(self._write_end(job, ended))
 
     def _end_calls(self, error: PulidError, *, but: Collection[LiveJob] = ()) -> None:
         """End the job of every v1 call."""
@@ -313,7 +332,7 @@ class JobRunner:
         except Exception as exc:
             log.error("job fault", job_id=job.id, **trace_of(exc))
             error = EngineFailed("The picture could not be made: an internal fault.")
-        await job.accepted.wait()
+        await job.begun.wait()
         if error is None:
             self._make_ready(job)
         else:
@@ -486,6 +505,7 @@ class JobRunner:
     # the end
 
     async def _write_end(self, job: LiveJob, record: JobRecord) -> None:
+        await job.stored.wait()
         written = await self._is_written(record)
         if written:
             del self.live[job.id]

@@ -237,12 +237,14 @@ class JobService:
         job = self._runner.adopt(record, parsed)  # a place first, so that a full queue costs no write
         if trace is not None:
             job.trace = trace.job(record)
-        if need_no_fetch(parsed):  # beside the write of its row
-            self._runner.bring_photos(job, parsed)
-        keep_body = record.api == "v2"  # nobody resumes a v1 job
+        is_v1 = record.api == "v1"
         try:
+            if is_v1 and idempotency_key is None:  # nobody resumes it: its row is written beside its work
+                await self._runner.begin_early(job, parsed)
+            elif need_no_fetch(parsed):
+                self._runner.bring_photos(job, parsed)
             stored = await self._storage.insert(
-                record, body, idempotency_key=idempotency_key, keep_body=keep_body
+                record, body, idempotency_key=idempotency_key, keep_body=not is_v1
             )
         except BaseException:
             self._runner.drop(job)

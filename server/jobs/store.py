@@ -272,7 +272,9 @@ _INSERT = (
     f"INSERT INTO jobs ({', '.join(_COLUMNS)}) "  # noqa: S608  # our own words
     f"VALUES ({', '.join(f':{column}' for column in _COLUMNS)})"
 )
-_UPDATE = f"UPDATE jobs SET {', '.join(f'{column} = :{column}' for column in _COLUMNS)} WHERE id = :id"  # noqa: S608
+_NEVER_CHANGE = {"id", "key", "api", "submitted_at", "media_id"}  # SQLite would write their indexes anew
+_CHANGES = ", ".join(f"{column} = :{column}" for column in _COLUMNS if column not in _NEVER_CHANGE)
+_UPDATE = f"UPDATE jobs SET {_CHANGES} WHERE id = :id"  # noqa: S608
 
 
 def _row_of(record: JobRecord) -> dict[str, object]:

@@ -321,6 +321,8 @@ class Worker:
                 with self._jobs_lock:
                     self._jobs[job_id] = job
                 self._to_prepare.put(job)
+                if message.is_admitted:
+                    self._notes.put(partial(self._note_admitted, job))
             case Admit(job_id):
                 if (known := self._jobs.get(job_id)) is not None:
                     self._notes.put(partial(self._note_admitted, known))

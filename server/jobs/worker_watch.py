@@ -83,8 +83,8 @@ class WorkerWatch:
         if not self.has_work:
             self._silent_s = 0.0
         match message:
-            case Prepare(job_id=job_id):
-                self._jobs[job_id] = _Job()
+            case Prepare(job_id=job_id, is_admitted=is_admitted):
+                self._jobs[job_id] = _Job(is_admitted=is_admitted)
             case Admit(job_id):
                 if job_id in self._jobs:
                     self._jobs[job_id].is_admitted = True

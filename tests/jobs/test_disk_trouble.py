@@ -60,6 +60,43 @@ async def test_a_submit_that_the_database_does_not_take_leaves_nothing_and_is_no
         assert (await here.run()).state is JobState.COMPLETED
 
 
+def test_a_call_that_is_painted_before_the_database_refuses_its_row_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("server.jobs.store._BUSY_S", 1.0)
+
+    @scenario
+    async def test(start):
+        async with start() as here:
+            with locked_database(here):
+                submitting = asyncio.create_task(here.submit(api="v1"))
+                await until(lambda: any(job.end_task for job in here.service._runner.live.values()))
+                with pytest.raises(StoreFailed, match="cannot be written"):
+                    await submitting
+            await until(lambda: not any(data_of(here).media.iterdir()))
+            assert list(data_of(here).bodies.iterdir()) == []
+            assert here.service.unfinished_of("") == 0
+            assert stored_states(here) == []
+            assert (await here.run(api="v1")).state is JobState.COMPLETED
+
+    test(tmp_path)
+
+
+def test_a_call_that_is_painted_before_its_row_is_written_ends_after_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("server.jobs.store._BUSY_S", 5.0)
+
+    @scenario
+    async def test(start):
+        async with start() as here:
+            with locked_database(here):
+                submitting = asyncio.create_task(here.submit(api="v1"))
+                await until(lambda: any(job.end_task for job in here.service._runner.live.values()))
+                assert not submitting.done()
+                assert stored_states(here) == []
+            assert (await here.ended(await submitting)).state is JobState.COMPLETED
+            assert stored_states(here) == ["COMPLETED"]
+
+    test(tmp_path)
+
+
 @scenario
 async def test_a_failed_write_is_a_reason_not_to_be_ready_until_one_succeeds(start):
     async with start() as here:

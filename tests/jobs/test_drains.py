@@ -63,17 +63,31 @@ def test_a_submit_that_was_being_read_when_the_drain_began_is_refused(tmp_path, 
 
 
 @scenario
-async def test_a_call_that_was_being_written_when_the_drain_began_is_refused(start):
+async def test_a_call_that_was_being_written_and_waited_when_the_drain_began_is_refused(start):
     async with start(gated=True) as here:
+        running = await here.submit()
+        await here.processing(running)
         with locked_database(here):
-            submitting = asyncio.create_task(here.submit(api="v1"))
-            await until(lambda: here.service.unfinished_of("") == 1)
+            submitting = asyncio.create_task(here.submit(api="v1", key="late"))
+            await until(lambda: here.service.unfinished_of("late") == 1)
             here.service.begin_drain()
         record = await here.ended(await submitting)
         assert (record.state, record.error_code) == (JobState.FAILED, "not_ready")
         await asyncio.sleep(0.3)  # as long as a photo takes
-        assert list(data_of(here).bodies.iterdir()) == []
-        assert here.service.unfinished_of("") == 0
+        assert {file.name.partition(".")[0] for file in data_of(here).bodies.iterdir()} == {running}
+        assert here.service.unfinished_of("late") == 0
+
+
+@scenario
+async def test_a_call_that_was_being_written_and_painted_when_the_drain_began_is_finished(start):
+    async with start(gated=True) as here:
+        with locked_database(here):
+            submitting = asyncio.create_task(here.submit(api="v1"))
+            await until(lambda: here.script.lines("admitted"))
+            here.service.begin_drain()
+        here.script.open_gate()
+        assert (await here.ended(await submitting)).state is JobState.COMPLETED
+        await drained(here)
 
 
 @scenario

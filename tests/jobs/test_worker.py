@@ -84,7 +84,7 @@ class Desk:
         self.until(EngineReady)
         return self
 
-    def prepare(self, prompt="p", *, job="a", photo=None, output=None, **changes):
+    def prepare(self, prompt="p", *, job="a", photo=None, output=None, is_admitted=False, **changes):
         """Send Prepare; returns the request as the engine will see it."""
         request = GenerationRequest(
             **{"prompt": prompt, "seed": 7, "width": 64, "height": 48, "num_steps": 3} | changes
@@ -96,6 +96,7 @@ class Desk:
                 photos=(photo or self.photo,),
                 output=output or OutputOptions(format="png"),
                 media_id=media_id(job),
+                is_admitted=is_admitted,
             )
         )
         return replace(request, id_images=(PHOTO,))
@@ -208,6 +209,12 @@ def test_an_admission_that_comes_before_the_preparation_is_done_waits_for_it(sha
     shared.pipe.send(Admit("b"))
     assert isinstance(shared.end_of("b"), Finished)
     assert shared.said("b") == [Preparing, Prepared, Stepping, Stepped, Finished]
+
+
+def test_a_job_that_is_sent_admitted_waits_for_none(shared):
+    shared.prepare(job="y", is_admitted=True)
+    assert isinstance(shared.end_of("y"), Finished)
+    assert shared.said("y") == [Preparing, Prepared, Stepping, Stepped, Finished]
 
 
 def test_a_prepared_job_waits_for_its_admission(shared):

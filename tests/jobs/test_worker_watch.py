@@ -33,10 +33,14 @@ def watch():
     return WorkerWatch(stall_floor_s=FLOOR_S, look_every_s=1.0)
 
 
-def prepare(job):
-    request = GenerationRequest(prompt="p", seed=1)
+def prepare(job, *, is_admitted=False):
     return Prepare(
-        job_id=job, request=request, photos=(Path("p"),), output=OutputOptions(), media_id="0" * 32
+        job_id=job,
+        request=GenerationRequest(prompt="p", seed=1),
+        photos=(Path("p"),),
+        output=OutputOptions(),
+        media_id="0" * 32,
+        is_admitted=is_admitted,
     )
 
 
@@ -67,6 +71,9 @@ STORY = [
     (Prepared("b", {}), ("a", "b"), None),
     (Finished("a", "m", (), {}), ("b",), None),
     (JobFailed("b", EngineFailed("x")), (), None),
+    (prepare("c", is_admitted=True), (), None),
+    (Preparing("c"), (), "c"),
+    (Prepared("c", {}), ("c",), None),
 ]
 
 
