@@ -2,8 +2,9 @@
 # One recipe, two images:
 #   docker build -t flux-pulid:gpu .                          the exact profile, on NVIDIA cards
 #   docker build -t flux-pulid:cpu --build-arg DEVICE=cpu .   the tiny profile, for a first look
-# No model file is inside; they come from a volume at /models. The server listens on all of the container's
-# addresses, so it starts only with API keys, or with FLUX_PULID_AUTH=none in so many words.
+# Of model files only the small one of the package is inside; the others come from a volume at /models. The server
+# listens on all of the container's addresses, so it starts only with API keys, or with FLUX_PULID_AUTH=none in so
+# many words.
 ARG DEVICE=gpu
 ARG CPU_IMAGE=debian:bookworm-slim
 # "base" brings CUDA's own runtime and refuses drivers that are too old. cuBLAS, cuDNN and the rest come with torch.

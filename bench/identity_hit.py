@@ -38,7 +38,7 @@ from bench.device import facts, short_name  # noqa: E402
 from bench.record import RESULTS, PartFile  # noqa: E402
 from pulid.engine import GenerationRequest, PhotoFile, PreparedRequest  # noqa: E402
 from pulid.pipeline import PulidFluxEngine  # noqa: E402
-from pulid.tiny import tiny_engine  # noqa: E402
+from pulid.seeded import seeded_engine  # noqa: E402
 from server.security.image_decode import decode_image  # noqa: E402
 
 PORTRAIT = ROOT / "tests" / "photos" / "ardern.jpg"
@@ -117,7 +117,7 @@ def main() -> int:
     chosen = parser.parse_args()
     runs = {KNOWN: chosen.known_runs, NEW: chosen.new_runs}
     device = torch.device("cpu")
-    engine = tiny_engine()
+    engine = seeded_engine()
     file = PartFile(chosen.results, f"identity-hit-{short_name(device)}", {"profile": "tiny", "runs": runs})
     with tempfile.TemporaryDirectory() as folder:
         for megapixels in chosen.megapixels or MEGAPIXELS:

@@ -33,7 +33,7 @@ from pulid.flux.packing import double_weights, single_weights  # noqa: E402
 from pulid.parts import FLUX_DEV, Architecture, Networks, Parts, build_networks  # noqa: E402
 from pulid.pipeline import PulidFluxEngine  # noqa: E402
 from pulid.profiles import SpeedProfile  # noqa: E402
-from pulid.tiny import TINY, tiny_text_encoder  # noqa: E402
+from pulid.seeded import SMALL, seeded_text_encoder  # noqa: E402
 
 SEED = 20_261
 BIAS, NORM_SPREAD = 0.02, 0.1
@@ -62,7 +62,7 @@ SCALES = {
             name="tiny",
             # Deep enough that both kinds of block come with and without an identity after them.
             architecture=replace(
-                TINY, transformer={**TINY.transformer, "num_layers": 3, "num_single_layers": 5}
+                SMALL, transformer={**SMALL.transformer, "num_layers": 3, "num_single_layers": 5}
             ),
             divisor=8,
             num_steps=3,
@@ -85,7 +85,7 @@ def random_parts(scale: Scale, device: torch.device, dtype: torch.dtype) -> Part
         fill(network, generator)
     networks.eva_clip.reset_computed_buffers(device, dtype)
     if scale.name == "tiny":
-        text = tiny_text_encoder(device)
+        text = seeded_text_encoder(device)
         for model in (text._t5, text._clip):
             model.to(device, dtype)
     else:

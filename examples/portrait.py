@@ -2,8 +2,8 @@
 
     python examples/portrait.py me.jpg wizard.png
 
-By default this is the profile tiny: it runs on any CPU in seconds and paints abstract patterns that
-depend on face and prompt. With the weights of docs/weights-and-licences.md and a CUDA card:
+By default this is the profile tiny: it runs on any CPU in seconds and draws a portrait
+that depends on face and prompt. With the weights of docs/weights-and-licences.md and a CUDA card:
 
     python examples/portrait.py me.jpg wizard.png --profile exact --weights-dir ~/weights
 """

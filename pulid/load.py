@@ -135,6 +135,7 @@ class FileModel:
     clip: CLIPTextModel
     clip_tokenizer: PreTrainedTokenizerBase
     faces: FaceReader
+    tokens_across: float | None = None
 
     def named(self) -> Iterator[tuple[str, nn.Module]]:
         """Each network whose precision is chosen here, and what to call it."""
@@ -255,7 +256,9 @@ def put_on_device(
         clip_tokenizer=model.clip_tokenizer,
         device=device,
     )
-    return Parts(networks=networks, text=text, faces=model.faces.to(device))
+    return Parts(
+        networks=networks, text=text, faces=model.faces.to(device), tokens_across=model.tokens_across
+    )
 
 
 def put(tensor: Tensor, device: torch.device, dtype: torch.dtype, changes: Sequence[Change]) -> None:

@@ -1,7 +1,8 @@
 """The networks of one engine, and the sizes they are built in.
 
-`FLUX_DEV` is the real thing; `pulid.tiny` has a small sibling. Both are built by the same code from
-the same classes, and differ in numbers only. Knows sizes; does not know files or random weights.
+`FLUX_DEV` is the real thing; `pulid.tiny_model` and `pulid.seeded` have small siblings. All are built by
+the same code from the same classes, and differ in numbers only. Knows sizes; does not know files or
+random weights.
 """
 
 from __future__ import annotations
@@ -130,3 +131,5 @@ class Parts:
     networks: Networks
     text: TextEncoder
     faces: FaceReader
+    # Positions run as in a picture of so many image tokens across; None: as FLUX counts them.
+    tokens_across: float | None = None

@@ -389,7 +389,7 @@ class PulidFluxEngine:
         height, width = flight.request.height, flight.request.width
         return self._flux.rotary(
             latents.text_ids(flight.request.max_sequence_length, self._device),
-            latents.image_ids(height, width, self._device),
+            latents.image_ids(height, width, self._device, tokens_across=self.parts.tokens_across),
         )
 
     def _report(self, flight: Flight) -> StepEvent:

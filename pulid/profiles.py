@@ -50,8 +50,11 @@ PROFILES = {
             name="tiny",
             device="cpu",
             dtype="float32",
-            promise="the whole path on any machine: real face detection, small random weights",
-            notice="tiny profile: small random weights paint abstract pictures, not likenesses",
+            promise="the whole path on any machine: real face detection, a small model trained on drawings",
+            notice=(
+                "tiny profile: a small model trained on drawings; "
+                "shows how the server behaves, not what FLUX paints"
+            ),
         ),
     )
 }

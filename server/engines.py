@@ -115,7 +115,7 @@ def _asked(profile: SpeedProfile, devices: str) -> list[str]:
 def _needs_cuda(profile: SpeedProfile, found: str) -> str:
     return (
         f"The {profile.name} profile needs a CUDA device, and {found}. To try the server without "
-        "one, choose --profile tiny: it runs on any CPU and paints abstract pictures."
+        "one, choose --profile tiny: it runs on any CPU and draws portraits."
     )
 
 

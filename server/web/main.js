@@ -14,7 +14,7 @@ import { SNIPPETS } from "./snippets.js";
 import { filesOf } from "./sources.js";
 import { Stage } from "./stage.js";
 
-const ABSTRACT = "tiny"; // the profile whose pictures show no faces
+const DRAWN = "tiny"; // the profile whose faces are drawn, and like nobody to a recogniser
 
 async function start() {
   whenKeyIsNeeded(askForKey);
@@ -25,7 +25,7 @@ async function start() {
   const watching = watchReadiness({ onReady: known, isBusy: () => page?.portraits.isBusy });
   const [openapi, history] = await Promise.all([callJson("openapi.json"), History.open(), watching]);
   page = new Page(readSchema(openapi), history);
-  ready.then(({ profile }) => page.form.controls.begin("identity_similarity", profile !== ABSTRACT));
+  ready.then(({ profile }) => page.form.controls.begin("identity_similarity", profile !== DRAWN));
   byId("app").hidden = false;
   await page.recall();
 }

@@ -9,7 +9,7 @@ from docs.project_files import PACKAGES, ROOT, documents, project_files, text_of
 
 MARKDOWN_LINK = re.compile(r"\]\((?!\w+:|#)([^)#\s]+)(?:#[^)]*)?\)")
 LINK_WITH_ANCHOR = re.compile(r"\]\((?!\w+:)([^)#\s]*)#([^)\s]+)\)")
-TOP_FOLDERS = (*PACKAGES, "configs", "tests", "docs", "bench", r"\.ci", r"\.github")
+TOP_FOLDERS = (*PACKAGES, "training", "configs", "tests", "docs", "bench", r"\.ci", r"\.github")
 NAMED_PATH = re.compile(
     rf"`((?:{'|'.join(TOP_FOLDERS)})/[\w./-]*\w\.(?:py|md|toml|json|json\.gz|txt|yml|yaml|sql))`"
 )
@@ -80,7 +80,7 @@ def test_the_readme_tree_names_every_source_file():
     sources = {
         name
         for name in project_files()
-        if name.startswith(tuple(f"{package}/" for package in PACKAGES))
+        if name.startswith(tuple(f"{package}/" for package in (*PACKAGES, "training")))
         and not name.endswith(("__init__.py", ".json.gz"))  # data: its folder is named
     }
     assert not sources - readme_tree()

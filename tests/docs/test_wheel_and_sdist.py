@@ -1,4 +1,4 @@
-"""What is shipped: the three packages with their data, runnable, and neither tests nor model files.
+"""What is shipped: the three packages with their data, runnable; no tests, no model but the tiny profile's.
 
 Builds offline from the working tree: an sdist, and the wheel out of that sdist.
 """
@@ -16,6 +16,7 @@ import pytest
 from docs.project_files import PACKAGES, ROOT, project_files
 
 MODEL_SUFFIXES = {".safetensors", ".onnx", ".pt", ".pth", ".gguf"}
+TINY_MODEL = "pulid/data/tiny.safetensors"
 
 
 def run(*command, cwd):
@@ -66,17 +67,19 @@ def test_the_wheel_carries_the_licence_and_the_notice(wheel_names):
     }
 
 
-def test_no_model_file_is_in_the_wheel(wheel_names):
-    assert not {name for name in wheel_names if PurePosixPath(name).suffix in MODEL_SUFFIXES}
+def test_the_only_model_file_in_the_wheel_is_the_tiny_profiles(wheel_names):
+    models = {name for name in wheel_names if PurePosixPath(name).suffix in MODEL_SUFFIXES}
+    assert models == {TINY_MODEL}
 
 
-def test_the_only_model_format_files_in_the_sdist_are_the_golden_numbers(dist):
+def test_the_only_model_format_files_in_the_sdist_are_the_tiny_profiles_and_the_golden_numbers(dist):
     (sdist,) = dist.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = [PurePosixPath(*PurePosixPath(name).parts[1:]) for name in archive.getnames()]
     models = {name for name in names if name.suffix in MODEL_SUFFIXES}
-    assert models
-    assert {name.parent for name in models} == {PurePosixPath("tests/golden/open")}
+    assert PurePosixPath(TINY_MODEL) in models
+    golden = models - {PurePosixPath(TINY_MODEL)}
+    assert {name.parent for name in golden} == {PurePosixPath("tests/golden/open")}
 
 
 def test_the_command_runs_from_the_installed_wheel(installed_bin):

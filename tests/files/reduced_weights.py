@@ -13,12 +13,12 @@ from files import flux_layouts, tiny_files
 from golden import flux_models
 from pulid.flux.text import CLIP_LENGTH
 from pulid.parts import build_networks, build_text_models
+from pulid.seeded import SMALL
 from pulid.strict_load import shapes_of
-from pulid.tiny import TINY
 from weights.tables import table
 
 REDUCED = dataclasses.replace(
-    TINY,
+    SMALL,
     t5={"d_model": 64, "d_kv": 32, "d_ff": 128, "num_layers": 2, "num_heads": 2},
     clip={
         "hidden_size": 64,

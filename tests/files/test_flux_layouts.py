@@ -10,8 +10,8 @@ from pulid.flux import checkpoint
 from pulid.flux.text import load_clip, load_t5
 from pulid.load import pulid_modules
 from pulid.parts import FLUX_DEV, build_networks, build_text_models
+from pulid.seeded import SMALL, seeded_networks
 from pulid.strict_load import load_strictly, shapes_of
-from pulid.tiny import TINY, tiny_networks
 from weights.tables import table
 
 
@@ -127,7 +127,7 @@ def test_a_quantised_file_with_scales_beside_its_weights_is_refused_in_words(net
 
 def test_values_survive_the_way_through_bfls_layout():
     """Every tensor lands where it belongs: halves swapped, fused matrices split, levels reversed."""
-    tiny, built = tiny_networks(), build_networks(TINY)
+    tiny, built = seeded_networks(), build_networks(SMALL)
     for name, to_bfl, load in (
         ("transformer", flux_layouts.bfl_transformer, load_transformer),
         ("autoencoder", flux_layouts.bfl_autoencoder, load_autoencoder),

@@ -16,7 +16,7 @@ from model.portraits import picture, within_one_level
 from pulid.errors import DeviceUnavailable, WeightsMissing
 from pulid.load import load_engine, put_on_device, read_model, require_all
 from pulid.profiles import PROFILES
-from pulid.tiny import tiny_engine
+from pulid.seeded import seeded_engine
 from weights.paths import ModelPaths, model_paths
 
 CPU = torch.device("cpu")
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def original():
-    return tiny_engine()
+    return seeded_engine()
 
 
 @pytest.fixture(scope="module")

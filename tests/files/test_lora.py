@@ -14,8 +14,8 @@ from model.portraits import difference, picture
 from pulid.errors import WeightsMissing
 from pulid.flux.lora import merged, read_lora
 from pulid.load import load_engine
+from pulid.seeded import seeded_engine, seeded_networks
 from pulid.strict_load import shapes_of
-from pulid.tiny import tiny_engine, tiny_networks
 
 RANK = 4
 WIDTH = 128
@@ -119,13 +119,13 @@ STYLES = {
 
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory):
-    return tiny_files.save_all(tiny_engine(), tmp_path_factory.mktemp("weights"), "single files")
+    return tiny_files.save_all(seeded_engine(), tmp_path_factory.mktemp("weights"), "single files")
 
 
 @pytest.fixture(scope="module")
 def transformer():
     """The weights that the files of `paths` hold."""
-    return tiny_networks().transformer.state_dict()
+    return seeded_networks().transformer.state_dict()
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +180,7 @@ def test_every_style_adds_scale_times_alpha_over_rank_times_b_a(shapes, tmp_path
 
 @pytest.mark.parametrize("layout", ["single files", "folders"])
 def test_loaded_weights_are_the_base_plus_the_change(plain, tmp_path, layout):
-    paths = tiny_files.save_all(tiny_engine(), tmp_path / "weights", layout)
+    paths = tiny_files.save_all(seeded_engine(), tmp_path / "weights", layout)
     loaded = bfl_state(load(paths, (file_of(tmp_path, STYLES["kohya"](alpha=2.0)), 0.7)))
     for key, tensor in with_changes(plain, 0.7 * 2.0 / RANK).items():
         torch.testing.assert_close(loaded[key].double(), tensor, rtol=0, atol=1e-6)

@@ -12,13 +12,13 @@ from pulid.flux.text import CLIP_LENGTH
 from pulid.identity.eva_clip import EvaClipVision, _AsPublished
 from pulid.identity.face_weights import VECTRON_MODELS, vectron_models_dir
 from pulid.profiles import PROFILES
-from pulid.tiny import END, START, TINY, tiny_face_parser, word_tokenizer
+from pulid.seeded import END, SMALL, START, seeded_face_parser, word_tokenizer
 from weights.paths import model_paths
 
 _WORDS = word_tokenizer()
 # The tiny profile makes its text models itself; this is how the loader is told their sizes.
 TINY_FILES = dataclasses.replace(
-    TINY,
+    SMALL,
     t5={
         "vocab_size": _WORDS.get_vocab_size(),
         "d_model": 64,
@@ -62,7 +62,7 @@ def save_all(engine, home, layout):
     text._clip_tokenizer.save_pretrained(flux / "tokenizer")
     save_file(contiguous(pulid_state(networks)), home / "pulid_flux_v0.9.1.safetensors")
     torch.save(eva_state(networks.eva_clip), home / "EVA02_CLIP_L_336_psz14_s6B.pt")
-    torch.save(tiny_face_parser().state_dict(), home / "parsing_bisenet.pth")
+    torch.save(seeded_face_parser().state_dict(), home / "parsing_bisenet.pth")
     torch.save(blind_retinaface().state_dict(), home / "detection_Resnet50_Final.pth")
     (home / "antelopev2").mkdir()
     for name in VECTRON_MODELS:

@@ -46,6 +46,6 @@ def test_the_fused_engine_says_what_torch_takes(engine):
 
 @pytest.fixture(scope="module")
 def engine():
-    from pulid.tiny import tiny_engine
+    from pulid.seeded import seeded_engine
 
-    return tiny_engine()
+    return seeded_engine()

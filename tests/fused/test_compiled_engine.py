@@ -29,9 +29,9 @@ LENGTHS = [128, 256, 384, 512]
 
 @pytest.fixture(scope="module")
 def engine():
-    from pulid.tiny import tiny_engine
+    from pulid.seeded import seeded_engine
 
-    return tiny_engine()
+    return seeded_engine()
 
 
 @pytest.fixture(scope="module")

@@ -11,14 +11,14 @@ from model.portraits import generate, portrait
 from pulid.errors import DeviceUnavailable
 from pulid.flux.compiled import compiled_blocks, graphs_made
 from pulid.load import load_engine
-from pulid.tiny import tiny_engine
+from pulid.seeded import seeded_engine
 
 COMPILED = dataclasses.replace(FLOAT32, transformer_form="fused", compiles=True)
 
 
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory):
-    return tiny_files.save_all(tiny_engine(), tmp_path_factory.mktemp("weights"), "single files")
+    return tiny_files.save_all(seeded_engine(), tmp_path_factory.mktemp("weights"), "single files")
 
 
 def load(paths, profile=COMPILED, **options):

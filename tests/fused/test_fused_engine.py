@@ -7,7 +7,7 @@ from model.portraits import generate, photo, portrait, results, within_one_level
 from model.test_engine import DIFFERENT_REQUESTS, engine_like
 from pulid.engine import Box, Mask, Person
 from pulid.flux.fused import FusedFlux
-from pulid.tiny import tiny_engine
+from pulid.seeded import seeded_engine
 
 LEFT, RIGHT = Box(left=0, top=0, right=0.5, bottom=1), Box(left=0.5, top=0, right=1, bottom=1)
 SPOT = Mask(np.kron(np.eye(4, dtype=np.uint8) * 255, np.ones((4, 4), np.uint8)))
@@ -16,7 +16,7 @@ PHOTOS = tuple(photo(name) for name in ("collins", "obama", "ardern"))
 
 @pytest.fixture(scope="module")
 def engine():
-    return tiny_engine()
+    return seeded_engine()
 
 
 @pytest.fixture(scope="module")

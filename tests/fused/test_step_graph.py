@@ -23,7 +23,7 @@ from pulid.identity.attention import ReferenceIdentity
 from pulid.identity.people import PlacedIdentity
 from pulid.pipeline import denoise_step
 from pulid.profiles import PROFILES
-from pulid.tiny import tiny_engine
+from pulid.seeded import seeded_engine
 
 
 @pytest.fixture(scope="module")
@@ -369,7 +369,7 @@ def test_want_of_memory_that_recordings_cannot_help_is_said(plain, modules):
 
 @pytest.fixture(scope="module")
 def engine():
-    return tiny_engine()
+    return seeded_engine()
 
 
 def test_an_engine_that_captures_paints_the_bytes_of_one_that_does_not(engine):

@@ -8,7 +8,7 @@ from PIL import Image
 
 from pulid.engine import FaceChoice
 from pulid.identity.face import FaceReader
-from pulid.tiny import tiny_face_parser
+from pulid.seeded import seeded_face_parser
 
 ORDERS = ("largest", "left-to-right", "central")
 
@@ -19,7 +19,7 @@ def crowd():
 
 
 def tiny_reader(analysis):
-    return FaceReader(analysis, tiny_face_parser(), None, mode="one-face", device="cpu", parsing_size=32)
+    return FaceReader(analysis, seeded_face_parser(), None, mode="one-face", device="cpu", parsing_size=32)
 
 
 def read_face(reader, picture, case):

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 from pulid.flux.text import TextEncoder
 from pulid.parts import Parts, build_networks, build_text_models
 from pulid.pipeline import PulidFluxEngine
-from pulid.tiny import END, PAD, START, fill_randomly, with_marks, word_tokenizer
+from pulid.seeded import END, PAD, START, fill_randomly, with_marks, word_tokenizer
 
 # Of the tokenizer here, where the published one has the end of a text at its largest id.
 MARKS = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 1}

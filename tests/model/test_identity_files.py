@@ -22,7 +22,7 @@ from pulid.identity.identity_file import (
     write_identity,
 )
 from pulid.identity.people import Identity
-from pulid.tiny import TINY, fill_randomly, tiny_networks
+from pulid.seeded import SMALL, fill_randomly, seeded_networks
 
 CHECKPOINT = "c" * 64
 TOKENS, WIDTH = 8, 64  # of the tiny profile, for each photo
@@ -241,7 +241,7 @@ def test_a_header_that_lies_is_refused(entries, content):
 
 
 def test_a_checkpoint_has_one_fingerprint_in_either_precision():
-    networks = tiny_networks()
+    networks = seeded_networks()
     pair = (networks.idformer, networks.eva_clip)
     exact = fingerprint(pair)
     assert re.fullmatch("[0-9a-f]{64}", exact)
@@ -259,6 +259,6 @@ def test_another_checkpoint_has_another_fingerprint(which):
 
 
 def tiny_pair():
-    assert TINY.idformer["num_queries"] == TOKENS
-    networks = tiny_networks()
+    assert SMALL.idformer["num_queries"] == TOKENS
+    networks = seeded_networks()
     return networks.idformer, networks.eva_clip

@@ -53,7 +53,7 @@ def told(pipe):
     return pipe.recv()
 
 
-def test_jobs_that_are_prepared_beside_each_other_get_the_bytes_they_get_alone(worker, engine, tmp_path):
+def test_jobs_that_are_prepared_beside_each_other_get_the_bytes_they_get_alone(worker, tiny, tmp_path):
     pipe, process = worker
     media = {name: f"{number:032x}" for number, name in enumerate(REQUESTS)}
     for name, (person, request) in REQUESTS.items():
@@ -68,7 +68,7 @@ def test_jobs_that_are_prepared_beside_each_other_get_the_bytes_they_get_alone(w
         pipe.send(Admit(name))
     ready = told(pipe)
     assert isinstance(ready, EngineReady)
-    assert ready.info == engine.info
+    assert ready.info == tiny.info
     events = []
     while sum(isinstance(event, Finished) for event in events) < len(REQUESTS):
         events.append(told(pipe))
@@ -77,7 +77,7 @@ def test_jobs_that_are_prepared_beside_each_other_get_the_bytes_they_get_alone(w
         assert prepared[name].cache_hits["identity"] is is_known
         assert ("decode_photo" in prepared[name].timings) is not is_known
     for name, (person, request) in REQUESTS.items():
-        alone = generate(engine, replace(request, id_images=(photo(person),)))
+        alone = generate(tiny, replace(request, id_images=(photo(person),)))
         for number, image in enumerate(alone.images):
             stored = np.asarray(Image.open(tmp_path / media[name] / f"{number}.png"))
             assert np.array_equal(stored, image), name

@@ -44,7 +44,7 @@ def test_the_example_paints_a_picture_on_the_tiny_profile(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == "step 1, timestep 1000"
     assert len(done.stdout.splitlines()) == 4
-    assert "abstract" in done.stdout
+    assert "trained on drawings" in done.stdout
     with Image.open(out) as picture:
         assert picture.size == (128, 128)
 

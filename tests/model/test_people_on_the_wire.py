@@ -74,8 +74,8 @@ def test_a_plain_body_paints_what_was_recorded_before_there_were_people(engine, 
         assert within_one_level(image, goldens.tensor_of(case["file"], key).numpy()), key
 
 
-def test_a_plain_call_over_http_is_the_engines_picture(server, engine):
-    expected = generate(engine, requested(id_images=(photo("collins"),))).images[0]
+def test_a_plain_call_over_http_is_the_engines_picture(server, tiny):
+    expected = generate(tiny, requested(id_images=(photo("collins"),))).images[0]
     assert within_one_level(pixels(paint(server, main_face_image=portrait("collins"))), expected)
 
 
@@ -86,14 +86,14 @@ def test_copies_of_one_photo_give_its_bytes(server):
     assert paint(server, faces=[{"photos": [portrait("obama")] * 3}]) == one
 
 
-def test_two_photos_are_another_picture_and_their_fusion_matters(server, engine):
+def test_two_photos_are_another_picture_and_their_fusion_matters(server, tiny):
     names = ("collins", "ardern")
     photos = [portrait(name) for name in names]
     pictures = {}
     for fusion in ("mean", "concat"):
         pictures[fusion] = paint(server, face_images=photos, face_fusion=fusion)
         request = requested(id_images=tuple(photo(name) for name in names), fusion=fusion)
-        assert within_one_level(pixels(pictures[fusion]), generate(engine, request).images[0])
+        assert within_one_level(pixels(pictures[fusion]), generate(tiny, request).images[0])
     one = paint(server, main_face_image=photos[0])
     assert len({*pictures.values(), one}) == 3
 
@@ -132,7 +132,7 @@ def test_an_identity_file_that_is_damaged_or_foreign_is_refused_with_the_reason(
         assert words in refusal(server, faces=[{"identity": base64.b64encode(data).decode()}])
 
 
-def test_two_people_in_boxes_are_each_in_their_half(server, engine):
+def test_two_people_in_boxes_are_each_in_their_half(server, tiny):
     def halves(left, right):
         faces = [{"photo": portrait(left), "box": LEFT}, {"photo": portrait(right), "box": RIGHT}]
         image = pixels(paint(server, faces=faces))
@@ -146,10 +146,10 @@ def test_two_people_in_boxes_are_each_in_their_half(server, engine):
         Person(photos=(1,), region=Box(left=0.5, top=0, right=1, bottom=1)),
     )
     request = requested(id_images=(photo("collins"), photo("obama")), people=people)
-    assert within_one_level(whole, generate(engine, request).images[0])
+    assert within_one_level(whole, generate(tiny, request).images[0])
 
 
-def test_a_mask_is_a_box_where_it_has_its_form_and_its_person_leaves_when_they_should(server, engine):
+def test_a_mask_is_a_box_where_it_has_its_form_and_its_person_leaves_when_they_should(server, tiny):
     mask = np.zeros((64, 64), np.uint8)
     mask[:, :32] = 255
     file = BytesIO()
@@ -159,13 +159,13 @@ def test_a_mask_is_a_box_where_it_has_its_form_and_its_person_leaves_when_they_s
     masked = paint(server, faces=[who | {"mask": base64.b64encode(file.getvalue()).decode()}])
     assert masked == boxed
     person = Person(photos=(0,), region=Mask(mask), end_step=2, weight=1.4)
-    expected = generate(engine, requested(id_images=(photo("obama"),), people=(person,))).images[0]
+    expected = generate(tiny, requested(id_images=(photo("obama"),), people=(person,))).images[0]
     assert within_one_level(pixels(masked), expected)
 
 
-def test_people_of_weight_0_are_nobody(server, engine):
+def test_people_of_weight_0_are_nobody(server, tiny):
     faces = [{"photo": portrait("obama"), "weight": 0, "box": LEFT}, {"photo": portrait(), "weight": 0}]
-    assert within_one_level(pixels(paint(server, faces=faces)), generate(engine, requested()).images[0])
+    assert within_one_level(pixels(paint(server, faces=faces)), generate(tiny, requested()).images[0])
 
 
 def test_a_photo_without_a_face_is_named(server):

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from pulid.engine import GenerationRequest
-from pulid.tiny import tiny_text_encoder
+from pulid.seeded import seeded_text_encoder
 
 
 @pytest.fixture(scope="module")
 def text():
-    return tiny_text_encoder(torch.device("cpu"))
+    return seeded_text_encoder(torch.device("cpu"))
 
 
 @pytest.mark.parametrize("length", [128, 200, 512])
