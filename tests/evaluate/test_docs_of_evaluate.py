@@ -28,7 +28,8 @@ def tried(tmp_path_factory):
 def test_the_first_commands_make_a_report(tried):
     summary = json.loads((tried / "summary.json").read_text())
     assert (summary["painted"], summary["complete"]) == (12, True)
-    assert summary["cosine"]["without_face"] == 12, "as the page says of the tiny profile"
+    mean = summary["cosine"]["mean"]
+    assert mean is None or mean < 0.3, "as the page says of the tiny profile, nobody is recognised"
 
 
 def test_every_file_of_a_report_is_documented(tried):
