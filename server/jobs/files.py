@@ -172,13 +172,6 @@ class MediaFiles:
     def path(self, media_id: str, name: str) -> Path:
         return self._folder_of(media_id) / _checked(_MEDIA_NAME, name)
 
-    def read(self, media_id: str, name: str) -> bytes:
-        """A picture. One that was just saved is in the kernel's memory: then nothing waits for the disk."""
-        # Without the time of access, which would be written there.
-        descriptor = os.open(self.path(media_id, name), os.O_RDONLY | os.O_NOATIME)
-        with os.fdopen(descriptor, "rb") as file:
-            return file.read()
-
     def delete(self, media_id: str) -> None:
         """Remove the pictures of a job, if they are there."""
         _remove_whole(self._folder_of(media_id))

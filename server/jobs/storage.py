@@ -30,7 +30,6 @@ log = get_logger("storage")
 T = TypeVar("T")
 
 MIN_FREE_BYTES = 256 * 2**20  # below this nothing new is accepted
-READ_AT_ONCE = 1_000_000  # bytes that the kernel still has; less than a millisecond of the event loop
 TRY_AGAIN_S = 2.0  # until what the disk has refused is tried again
 
 
@@ -197,13 +196,9 @@ class JobStorage:
         return None if file is None else (self._media.path(media_id, name), file)
 
     async def read_pictures(self, record: JobRecord) -> list[bytes]:
-        """Of a job that has ended just now."""
-
         def read() -> list[bytes]:
-            return [self._media.read(record.media_id, file.name) for file in record.files]
+            return [self._media.path(record.media_id, file.name).read_bytes() for file in record.files]
 
-        if sum(file.size for file in record.files) <= READ_AT_ONCE:
-            return read()
         return await anyio.to_thread.run_sync(read)
 
     async def delete_media(self, media_id: str) -> None:
