@@ -20,6 +20,10 @@ def at_its_place(window, tokens):
     return grid[..., down, across, :].flatten(-3, -2)
 
 
+def _many(count):
+    return [Window.somewhere(WIDTH, HEIGHT) for _ in range(count)]
+
+
 @pytest.fixture
 def windows():
     torch.manual_seed(1)
@@ -42,9 +46,16 @@ def test_the_latents_in_a_window_are_those_in_the_whole_picture(windows):
 def test_windows_reach_every_edge_and_never_past_it(windows):
     rows, columns = flux_latents.token_grid(HEIGHT, WIDTH)
     torch.manual_seed(2)
-    many = [*windows, *(Window.somewhere(WIDTH, HEIGHT) for _ in range(400))]
-    assert {window.top for window in many} == set(range(rows - many[0].rows + 1))
-    assert {window.left for window in many} == set(range(columns - many[0].columns + 1))
+    small = [window for window in windows + _many(1500) if window.rows == 12]
+    assert {window.top for window in small} == set(range(rows - 12 + 1))
+    assert {window.left for window in small} == set(range(columns - 12 + 1))
+
+
+def test_some_windows_are_the_whole_of_a_large_picture():
+    torch.manual_seed(3)
+    whole = flux_latents.token_grid(HEIGHT, WIDTH)
+    sizes = {(window.rows, window.columns) for window in _many(60)}
+    assert sizes == {(12, 12), (24, 24), whole}
 
 
 def test_a_small_picture_is_shown_whole():

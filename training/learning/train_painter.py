@@ -6,8 +6,9 @@ branch of true CFG sees), so that a picture without a face is of anybody. The gu
 Texts are mostly short and sometimes padded to the length that the server uses. What is kept is a moving
 average of the weights.
 
-Of large pictures only windows are shown, at their true places: what belongs at a place follows from the face
-and the prompt, so a part can be learned without the rest, and a large picture costs no more than a small one.
+Of large pictures windows are shown, at their true places, besides whole ones: what belongs at a place follows
+from the face and the prompt, so a part can be learned without the rest, and many faces fit into a batch. The
+larger the picture, the later noise hides what it will be: times lean towards noise as the sampler's do.
 
 Run: python -m training.learning.train_painter --sizes 128x128 --steps 8000 --until 3000
      python -m training.learning.train_painter --sizes 256x256,256x320,512x640,896x1152 --steps 8000
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from pulid.flux import latents as flux_latents
+from pulid.flux import sampling
 from pulid.flux.transformer import IdentityFlux
 from pulid.identity.attention import IdentityAttention
 from pulid.tiny_model import TOKENS_ACROSS
@@ -44,10 +46,10 @@ _NOBODY = 0.06
 _MIDDLE_GUIDANCE = 4.0
 _CONTRAST = 0.08  # for each unit of guidance
 _GUIDED_AS_USUAL = 0.5
-_TIME_MEAN, _TIME_SPREAD = 0.2, 1.0
+_TIME_MEAN, _TIME_SPREAD = 0.1, 1.1  # the mean beside the sampler's lean for the size
 _AVERAGE = 0.999
-_WHOLE = 400  # image tokens; of larger pictures windows are shown
-_WINDOW = 12  # tokens across
+_SMALL = 400  # image tokens; smaller pictures are always shown whole
+_WINDOWS = (12, 24, math.inf)  # tokens across, of larger pictures; one is as likely as another
 _WARM_UP = 200
 
 
@@ -60,6 +62,7 @@ class Batch:
     t5_ids: Tensor  # (n, text tokens)
     clip_ids: Tensor
     guidance: Tensor  # (n,)
+    lean: float  # of the times towards noise
 
 
 class Identities:
@@ -113,7 +116,7 @@ class Lessons:
         size = self._sizes[int(torch.randint(len(self._sizes), ()))]
         pool, device = self._pools[size], self._device
         window = Window.somewhere(*size_of(size))
-        count = max(1, tokens // (window.rows * window.columns))
+        count = max(1, round(tokens / (window.rows * window.columns)))
         chosen = torch.randint(len(pool), (count,))
         guidance = self._guidance(count)
         contrast = (1 + _CONTRAST * (guidance - _MIDDLE_GUIDANCE))[:, None, None, None]
@@ -133,6 +136,7 @@ class Lessons:
             t5_ids=t5_ids,
             clip_ids=pool.clip_ids[chosen].to(device).long(),
             guidance=guidance,
+            lean=sampling.shift_strength(window.tokens_of_picture),
         )
 
     def _guidance(self, count: int) -> Tensor:
@@ -159,10 +163,14 @@ class Window:
     @classmethod
     def somewhere(cls, width: int, height: int) -> Window:
         rows, columns = flux_latents.token_grid(height, width)
-        if rows * columns <= _WHOLE:
-            return cls(width, height, 0, 0, rows, columns)
-        top, left = (int(torch.randint(side - _WINDOW + 1, ())) for side in (rows, columns))
-        return cls(width, height, top, left, _WINDOW, _WINDOW)
+        most = _WINDOWS[int(torch.randint(len(_WINDOWS), ()))] if rows * columns > _SMALL else math.inf
+        tall, wide = int(min(rows, most)), int(min(columns, most))
+        top, left = int(torch.randint(rows - tall + 1, ())), int(torch.randint(columns - wide + 1, ()))
+        return cls(width, height, top, left, tall, wide)
+
+    @property
+    def tokens_of_picture(self) -> int:
+        return math.prod(flux_latents.token_grid(self.height, self.width))
 
     def of(self, latents: Tensor) -> Tensor:
         """(n, c, 2 rows, 2 columns) of the whole picture -> of the window."""
@@ -235,7 +243,8 @@ def train(student: Student, lessons: Lessons, given: argparse.Namespace) -> None
 
 def _loss(painter: Painter, batch: Batch) -> Tensor:
     noise = torch.randn_like(batch.latents)
-    times = torch.sigmoid(_TIME_MEAN + _TIME_SPREAD * torch.randn(len(noise), device=noise.device))
+    normal = torch.randn(len(noise), device=noise.device)
+    times = torch.sigmoid(batch.lean + _TIME_MEAN + _TIME_SPREAD * normal)
     t = times[:, None, None]
     plain = PlainAttention() if noise.device.type == "cpu" else nullcontext()
     with plain, torch.autocast(noise.device.type, torch.bfloat16):
