@@ -51,7 +51,7 @@ def tiny_engine(*, face_mode: FaceMode = "one-face") -> PulidFluxEngine:
 def read_tiny_model(file: Path, faces: FaceReader) -> FileModel:
     """Raises WeightsMissing."""
     states = by_network(read_state(file))
-    words = Tokenizer.from_str(metadata_of(file)[TOKENIZER])
+    words = stored_tokenizer(file)
     sizes = architecture(words.get_vocab_size())
     networks = build_networks(sizes)
     del networks.autoencoder.encoder  # nothing here codes a picture, and the file has no such half
@@ -72,6 +72,14 @@ def read_tiny_model(file: Path, faces: FaceReader) -> FileModel:
         faces=faces,
         tokens_across=TOKENS_ACROSS,
     )
+
+
+def stored_tokenizer(file: Path) -> Tokenizer:
+    """The words that the text models were trained with. Raises WeightsMissing."""
+    stored = metadata_of(file).get(TOKENIZER)
+    if stored is None:
+        raise WeightsMissing(f"{file} has no {TOKENIZER!r} among its metadata.")
+    return Tokenizer.from_str(stored)
 
 
 def by_network(state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:

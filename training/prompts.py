@@ -48,7 +48,7 @@ HEADWEAR_WORDS: Synonyms = {
     "beanie": ("beanie", "wool cap", "wearing a beanie", "cap", "woolly hat"),
     "crown": ("crown", "king", "queen", "wearing a crown", "prince", "princess"),
     "wizard": ("wizard", "witch", "wizard hat", "pointed hat", "magician"),
-    "helmet": ("astronaut", "helmet", "spacesuit", "space helmet", "cosmonaut"),
+    "helmet": ("astronaut", "helmet", "spacesuit", "cosmonaut"),
 }
 LIGHT_WORDS: Synonyms = {
     "cinematic": ("cinematic", "dramatic lighting", "film", "cinematic lighting", "moody"),
@@ -159,7 +159,8 @@ def _prompt(scene: Scene, random: np.random.Generator) -> str:
     parts += [_one(random, _FILLERS) for _ in range(random.integers(0, 3))]
     shuffled = [parts[index] for index in random.permutation(len(parts))]
     words = ", ".join([_one(random, _OPENINGS), *shuffled])
-    understood = replace(scene_of(words), setting=scene.setting)  # it may be unsaid
+    may_be_unsaid = _first(words, SETTING_WORDS) or scene.setting
+    understood = replace(scene_of(words), setting=may_be_unsaid)
     return words if understood == scene else _plain_prompt(scene)
 
 

@@ -54,15 +54,26 @@ def test_the_file_is_small_enough_for_the_package():
     assert FILE.stat().st_size <= LARGEST
 
 
-def test_a_damaged_file_is_told_from_one_that_was_never_fetched(tmp_path, monkeypatch):
-    tensors = load_file(FILE)
+def without_a_tensor(tensors, metadata):
     tensors.pop("transformer.proj_out.bias")
+
+
+def without_its_words(tensors, metadata):
+    metadata.pop("tokenizer")
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"), [(without_a_tensor, "proj_out.bias"), (without_its_words, "tokenizer")]
+)
+def test_a_damaged_file_is_told_from_one_that_was_never_fetched(damage, says, tmp_path, monkeypatch):
+    tensors, metadata = load_file(FILE), dict(metadata_of(FILE))
+    damage(tensors, metadata)
     damaged = tmp_path / "tiny.safetensors"
-    save_file(tensors, damaged, metadata_of(FILE))
+    save_file(tensors, damaged, {**metadata, "format": "pt"})
     monkeypatch.setattr("pulid.tiny.FILE", damaged)
     with pytest.raises(WeightsMissing, match="Install the package again") as raised:
         tiny_engine()
-    assert "proj_out.bias" in str(raised.value.__cause__)
+    assert says in str(raised.value.__cause__)
 
 
 @pytest.mark.parametrize("person", PEOPLE)
