@@ -1,0 +1,120 @@
+"""JobLeases: which jobs are this server's, where several share them.
+
+Beats, so that the others know that it lives; lets go of jobs that are another's by now; takes up what
+the dead have left and what waits elsewhere while its own devices idle. Lives on the event loop. Does
+not know what it means to take up a job or to lose one (`runner.py`), nor how either is written
+(`postgres_store.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
+from typing import Any
+from weakref import WeakValueDictionary
+
+from pulid.errors import PulidError, SetupError
+from server.jobs.job import JobRecord, LeaseLost, StoreFailed
+from server.jobs.live import LiveJob
+from server.jobs.storage import JobStorage
+from server.logs import get_logger, trace_of
+
+log = get_logger("leases")
+
+LOOK_EVERY_S = 1.0  # for the dead, and for work
+
+
+class JobLeases:
+    def __init__(
+        self,
+        *,
+        storage: JobStorage,
+        live: Mapping[str, LiveJob],
+        room: Callable[[], int],
+        take_up: Callable[[JobRecord], Coroutine[Any, Any, None]],
+        lose: Callable[[LiveJob], None],
+        on_usurped: Callable[[PulidError], None],
+    ) -> None:
+        """`room`: how many more jobs the devices could hold now. `on_usurped` hears that the name is gone."""
+        self._storage = storage
+        self._live = live
+        self._room = room
+        self._take_up = take_up
+        self._lose = lose
+        self._on_usurped = on_usurped
+        self._changed = WeakValueDictionary[str, asyncio.Event]()
+        self._unknown: set[str] = set()  # jobs that were ours at the last beat, though nobody here knows them
+        self._look = asyncio.Event()
+        self._beat_at = 0.0
+
+    def changed(self, job_id: str) -> asyncio.Event:
+        """Set when another server says that the job has changed."""
+        return self._changed.setdefault(job_id, asyncio.Event())
+
+    def wake(self) -> None:
+        """There may be room for work, or work."""
+        self._look.set()
+
+    def hear(self, job_id: str) -> None:
+        """A notice of another server; "": a job waits."""
+        if (changed := self._changed.pop(job_id, None)) is not None:
+            changed.set()
+        if job_id in self._live:
+            self._beat_at = 0.0  # whose is it?
+            self.wake()
+        if not job_id and self._room():
+            self.wake()
+
+    async def keep(self) -> None:
+        """For ever."""
+        while True:
+            self._look.clear()
+            try:
+                await self._once()
+            except StoreFailed:
+                pass  # storage has logged it; leases go on for a while
+            except SetupError as exc:
+                self._on_usurped(exc)
+                return
+            except Exception as exc:
+                log.error("leases fault", **trace_of(exc))
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._look.wait(), LOOK_EVERY_S)
+
+    async def _once(self) -> None:
+        if time.monotonic() - self._beat_at >= LOOK_EVERY_S:
+            self._beat_at = time.monotonic()
+            await self._beat()
+        while (room := self._room()) > 0:
+            claimed = await self._storage.claim(room)
+            for record in claimed:
+                await self._take(record)
+            if len(claimed) < room:
+                return
+
+    async def _beat(self) -> None:
+        """Afterwards every live job is ours, and the other way round."""
+        before = {
+            job: job.record.media_id for job in self._live.values() if job.stored.is_set() and not job.lost
+        }
+        held = await self._storage.beat()
+        for job, media_id in before.items():
+            if held.get(job.id) != media_id and not job.ending and not job.lost:
+                self._lose(job)
+        unknown = held.keys() - self._live.keys()
+        for job_id in unknown & self._unknown:  # twice: its end, or its row, was not just being written
+            record = await self._storage.get(job_id)
+            if record is not None and not record.state.has_ended and record.media_id == held[job_id]:
+                await self._take(record)
+        self._unknown = unknown
+
+    async def _take(self, record: JobRecord) -> None:
+        """What cannot be taken up now is still ours, and found by a later beat."""
+        if (old := self._live.get(record.id)) is not None:
+            if old.record.media_id == record.media_id:
+                return
+            self._lose(old)
+        with suppress(StoreFailed, LeaseLost):
+            await self._take_up(record)
