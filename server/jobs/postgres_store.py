@@ -56,6 +56,7 @@ class PostgresJobStore:
         self._life = secrets.token_hex(8)
         self._places = places
         self._lease_s = lease_s
+        self._is_closed = False
         self._connection: Connection = connect(address)
 
     @classmethod
@@ -80,6 +81,7 @@ class PostgresJobStore:
         return store
 
     def close(self) -> None:
+        self._is_closed = True
         self._connection.close()
 
     # records
@@ -316,7 +318,7 @@ class PostgresJobStore:
                 yield connection
 
     def _connected(self) -> Connection:
-        if self._connection.closed:
+        if self._connection.closed and not self._is_closed:
             self._connection = connect(self._address)
         return self._connection
 

@@ -1,4 +1,4 @@
-"""The tests of the job service, unchanged, with its records in PostgreSQL and its files in a shared folder."""
+"""The tests of the job service, unchanged, with records in PostgreSQL and files in a shared folder."""
 
 import pytest
 
@@ -11,7 +11,8 @@ from server.jobs.places import SharedPlaces
 
 OF_ONE_FOLDER = {
     "test_files_of_unknown_jobs_are_cleared_at_start",  # another server may be about to know them
-    "test_a_job_whose_disk_does_not_come_back_is_kept_for_the_next_server",  # it locks the SQLite database
+    # A server that ends gives its jobs back, and keeps no photos of them.
+    "test_a_job_that_waited_when_the_server_ended_has_its_photos_in_the_next_one",
 }
 
 pytestmark = pytest.mark.release  # a minute

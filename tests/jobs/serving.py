@@ -200,8 +200,11 @@ def stored_states(here):
 @contextmanager
 def locked_database(here):
     """Another program writes to the database and does not come to an end."""
+    is_shared = here.service._storage.shared is not None
     with connection_to(here) as other:
-        other.execute("BEGIN IMMEDIATE")
+        other.execute("BEGIN" if is_shared else "BEGIN IMMEDIATE")
+        if is_shared:
+            other.execute("LOCK TABLE jobs, media, servers IN EXCLUSIVE MODE")
         yield
         other.execute("ROLLBACK")
 
