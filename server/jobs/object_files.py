@@ -9,6 +9,7 @@ classes travel by pickle. Knows no records. All of it blocks, without holding th
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -119,7 +120,11 @@ def open_store(url: str) -> ObjectStore:
     try:
         return from_url(
             url,
-            client_options={"timeout": f"{PATIENCE_S // 2}s", "connect_timeout": "3s"},
+            client_options={
+                "timeout": f"{PATIENCE_S // 2}s",
+                "connect_timeout": "3s",
+                "allow_http": os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"),
+            },
             retry_config={"max_retries": 5, "retry_timeout": timedelta(seconds=PATIENCE_S)},
         )
     except BaseError as exc:

@@ -67,12 +67,13 @@ class SharedPlaces:
 
     def open_bodies(self) -> BodyStore:
         """Blocks, and tries a write. Raises MediaPlaceUnusable."""
-        bodies = self._bodies()
         try:
+            bodies = self._bodies()
             bodies.probe()
         except Exception as exc:
+            reason = str(exc.__cause__ or exc).partition("\n")[0].rstrip(".")
             raise MediaPlaceUnusable(
-                f"MEDIA_URL = {self.media_url!r} cannot be written: {exc.__cause__ or exc}. Look at the "
+                f"MEDIA_URL = {self.media_url!r} cannot be written: {reason}. Look at the "
                 "address, and at the owner of a folder; or at the variables AWS_ENDPOINT_URL, "
                 "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY of a bucket."
             ) from exc
