@@ -89,9 +89,8 @@ class JobLeases:
             await self._beat()
         while (room := self._room()) > 0:
             claimed = await self._storage.claim(room)
-            for record in claimed:
-                await self._take(record)
-            if len(claimed) < room:
+            taken = [await self._take(record) for record in claimed]
+            if len(taken) < room or not all(taken):
                 return
 
     async def _beat(self) -> None:
@@ -110,11 +109,14 @@ class JobLeases:
                 await self._take(record)
         self._unknown = unknown
 
-    async def _take(self, record: JobRecord) -> None:
-        """What cannot be taken up now is still ours, and found by a later beat."""
+    async def _take(self, record: JobRecord) -> bool:
+        """False: it cannot be taken up now. It is still ours, and found by a later beat."""
         if (old := self._live.get(record.id)) is not None:
             if old.record.media_id == record.media_id:
-                return
+                return True
             self._lose(old)
-        with suppress(StoreFailed, LeaseLost):
+        try:
             await self._take_up(record)
+        except (StoreFailed, LeaseLost):
+            return False
+        return True

@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 from psycopg.rows import DictRow, dict_row
 
-from pulid.errors import SetupError
+from server.jobs.store import DatabaseUnusable
 
 MIGRATIONS = Path(__file__).parent / "migrations" / "postgres"
 
@@ -29,12 +29,6 @@ REACH: dict[str, Any] = {  # libpq's parameters, where the address does not name
 _STARTING = 0x666C7578  # "flux": the advisory lock of servers that start
 
 Connection = psycopg.Connection[DictRow]
-
-
-class DatabaseUnusable(SetupError):
-    """DATABASE_URL leads to no database that this version can use."""
-
-    code = "database_unusable"
 
 
 def with_defaults(url: str) -> str:

@@ -17,7 +17,6 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from pulid.errors import SetupError
 from server.jobs.job import (
     EarlierSubmit,
     JobFile,
@@ -27,25 +26,15 @@ from server.jobs.job import (
     StoreFailed,
     StoreFull,
 )
-from server.jobs.postgres_schema import Connection, DatabaseUnusable, connect, migrate, with_defaults
+from server.jobs.postgres_schema import Connection, connect, migrate, with_defaults
 from server.jobs.rows import CHANGING, COLUMNS, files_of, json_of, record_of, row_of
+from server.jobs.store import DatabaseUnusable, NameTaken
 
 CHANNEL = "flux_pulid_jobs"
 INTERRUPTED = "The server stopped before this picture was done. Send the request again."
 
+_SILENT = "its database does not answer"
 _NO_ROOM = "53"  # class of SQLSTATE: insufficient resources
-
-
-class NameTaken(SetupError):
-    """Another process has the name of this server, which is in its data folder."""
-
-    code = "name_taken"
-
-    def __init__(self) -> None:
-        super().__init__(
-            "Another server has started under the name of this one: its data folder is a copy. Give each "
-            "server a DATA_DIR of its own, without the file server-id of another."
-        )
 
 
 class PostgresJobStore:
@@ -337,7 +326,7 @@ def _faults_in_words() -> Iterator[None]:
     except psycopg.Error as exc:
         if (exc.sqlstate or "").startswith(_NO_ROOM):
             raise StoreFull from exc
-        raise StoreFailed("its database does not answer") from exc
+        raise StoreFailed(_SILENT) from exc
 
 
 def _unusable(exc: psycopg.Error) -> DatabaseUnusable:

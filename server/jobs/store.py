@@ -52,6 +52,24 @@ class StoreDamaged(StoreUnusable):
         )
 
 
+class DatabaseUnusable(SetupError):
+    """DATABASE_URL leads to no database that this version can use."""
+
+    code = "database_unusable"
+
+
+class NameTaken(SetupError):
+    """Another process has the name of this server, which is in its data folder."""
+
+    code = "name_taken"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Another server has started under the name of this one: its data folder is a copy. Give each "
+            "server a DATA_DIR of its own, without the file server-id of another."
+        )
+
+
 class JobStore(Protocol):
     """What the service may ask of a store. A call that writes is on the disk when it returns.
 

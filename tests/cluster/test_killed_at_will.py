@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 import sys
 import threading
 import time
@@ -83,13 +84,19 @@ class Stream(threading.Thread):
 
 
 def kill_one(ends: FrontEnds, chance: random.Random) -> str:
-    """A server or a worker, which comes back; a server after a while, by its supervisor."""
+    """A server or a worker, which comes back; a server after a while, by its supervisor. Or freeze one."""
     name = chance.choice(list(ends.servers))
     workers = ends.workers(name)
-    if workers and chance.random() < 0.6:
+    server = ends.servers[name]
+    fate = chance.random()
+    if workers and fate < 0.5:
         chance.choice(workers).kill()
         return "worker"
-    server = ends.servers[name]
+    if fate < 0.7:  # its workers paint on, and the other server takes up what they have
+        server.signal(signal.SIGSTOP)
+        time.sleep(LEASE_S * 1.5)
+        server.signal(signal.SIGCONT)
+        return "server, frozen"
     server.kill()
     server.client.close()
     if chance.random() < 0.5:

@@ -10,8 +10,9 @@ import pytest
 
 from pulid.errors import SetupError
 from server.jobs.job import JobFile, JobRecord, JobState, LeaseLost, StoreFailed
-from server.jobs.postgres_schema import MIGRATIONS, DatabaseUnusable
-from server.jobs.postgres_store import NameTaken, PostgresJobStore
+from server.jobs.postgres_schema import MIGRATIONS
+from server.jobs.postgres_store import PostgresJobStore
+from server.jobs.store import DatabaseUnusable, NameTaken
 
 QUEUED, PROCESSING, COMPLETED, FAILED = JobState
 PICTURE = JobFile(name="0.webp", content_type="image/webp", width=896, height=1152, size=123_456)
