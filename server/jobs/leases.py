@@ -9,7 +9,6 @@ not know what it means to take up a job or to lose one (`runner.py`), nor how ei
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from typing import Any
@@ -45,9 +44,11 @@ class JobLeases:
         self._lose = lose
         self._on_usurped = on_usurped
         self._changed = WeakValueDictionary[str, asyncio.Event]()
-        self._unknown: set[str] = set()  # jobs that were ours at the last beat, though nobody here knows them
+        self._taking: set[str] = set()  # jobs that are being taken up
+        self._unknown: set[str] = set()  # ours at the last beat, though nobody here knows them
+        self._forgotten: set[str] = set()  # and at the one before: not a row or an end just being written
+        self._doubt = asyncio.Event()
         self._look = asyncio.Event()
-        self._beat_at = 0.0
 
     def changed(self, job_id: str) -> asyncio.Event:
         """Set when another server says that the job has changed."""
@@ -62,17 +63,25 @@ class JobLeases:
         if (changed := self._changed.pop(job_id, None)) is not None:
             changed.set()
         if job_id in self._live:
-            self._beat_at = 0.0  # whose is it?
-            self.wake()
+            self._doubt.set()  # whose is it?
         if not job_id and self._room():
             self.wake()
 
     async def keep(self) -> None:
-        """For ever."""
+        """For ever. What is taken up may take long to read; the beats go on beside it."""
+        work = asyncio.ensure_future(self._again_and_again(self._work, self._look))
+        try:
+            await self._again_and_again(self._beat, self._doubt)
+        finally:
+            work.cancel()
+
+    async def _again_and_again(
+        self, do: Callable[[], Coroutine[Any, Any, None]], sooner: asyncio.Event
+    ) -> None:
         while True:
-            self._look.clear()
+            sooner.clear()
             try:
-                await self._once()
+                await do()
             except StoreFailed:
                 pass  # storage has logged it; leases go on for a while
             except SetupError as exc:
@@ -81,15 +90,16 @@ class JobLeases:
             except Exception as exc:
                 log.error("leases fault", **trace_of(exc))
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._look.wait(), LOOK_EVERY_S)
+                await asyncio.wait_for(sooner.wait(), LOOK_EVERY_S)
 
-    async def _once(self) -> None:
-        if time.monotonic() - self._beat_at >= LOOK_EVERY_S:
-            self._beat_at = time.monotonic()
-            await self._beat()
+    async def _work(self) -> None:
+        """Take up what was forgotten here, then as much as there is room for."""
+        for job_id in sorted(self._forgotten - self._live.keys()):
+            record = await self._storage.get(job_id)
+            if record is not None and not record.state.has_ended:
+                await self._take(record)
         while (room := self._room()) > 0:
-            claimed = await self._storage.claim(room)
-            taken = [await self._take(record) for record in claimed]
+            taken = [await self._take(record) for record in await self._storage.claim(room)]
             if len(taken) < room or not all(taken):
                 return
 
@@ -102,12 +112,11 @@ class JobLeases:
         for job, media_id in before.items():
             if held.get(job.id) != media_id and not job.ending and not job.lost:
                 self._lose(job)
-        unknown = held.keys() - self._live.keys()
-        for job_id in unknown & self._unknown:  # twice: its end, or its row, was not just being written
-            record = await self._storage.get(job_id)
-            if record is not None and not record.state.has_ended and record.media_id == held[job_id]:
-                await self._take(record)
+        unknown = held.keys() - self._live.keys() - self._taking
+        self._forgotten = unknown & self._unknown
         self._unknown = unknown
+        if self._forgotten:
+            self.wake()
 
     async def _take(self, record: JobRecord) -> bool:
         """False: it cannot be taken up now. It is still ours, and found by a later beat."""
@@ -115,8 +124,11 @@ class JobLeases:
             if old.record.media_id == record.media_id:
                 return True
             self._lose(old)
+        self._taking.add(record.id)
         try:
             await self._take_up(record)
         except (StoreFailed, LeaseLost):
             return False
+        finally:
+            self._taking.discard(record.id)
         return True

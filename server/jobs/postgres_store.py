@@ -16,6 +16,7 @@ from typing import Any
 
 import psycopg
 from psycopg import sql
+from psycopg.rows import DictRow
 
 from server.jobs.job import (
     EarlierSubmit,
@@ -50,7 +51,7 @@ class PostgresJobStore:
 
     @classmethod
     def open(cls, url: str, *, name: str, places: int, lease_s: float) -> PostgresJobStore:
-        """Migrate the database and be a server of it. What an earlier life of it owned has new leases.
+        """Migrate the database and be a server of it. What an earlier life of it owned is nobody's.
 
         Raises DatabaseUnusable.
         """
@@ -193,9 +194,9 @@ class PostgresJobStore:
                 (self._name, self._life, self._places, self._lease_s),
             )
             own = self._connection.execute(
-                f"SELECT id FROM jobs WHERE {_UNFINISHED} AND owner = %s FOR UPDATE", (self._name,)
+                f"SELECT id, api FROM jobs WHERE {_UNFINISHED} AND owner = %s FOR UPDATE", (self._name,)
             )
-            self._lease_anew(self._connection, [row["id"] for row in own])
+            self._take(self._connection, own.fetchall())
 
     def beat(self) -> dict[str, str]:
         with self._transaction() as db:
@@ -223,18 +224,22 @@ class PostgresJobStore:
                 "AND NOT EXISTS (SELECT FROM servers WHERE servers.id = owner) FOR UPDATE SKIP LOCKED",
                 (self._name,),
             ).fetchall()
-            taken = [row["id"] for row in orphans if row["api"] == "v2"]
-            self._release(db, taken)
-            db.execute(  # its time ran on while nobody worked
-                "UPDATE jobs SET deadline_at = greatest(deadline_at, %s + deadline_at - submitted_at) "
-                "WHERE id = ANY(%s)",
-                (time.time(), taken),
-            )
-            db.execute(
-                "UPDATE jobs SET state = 'FAILED', finished_at = %s, error = %s, error_code = 'interrupted', "
-                "owner = NULL WHERE id = ANY(%s)",
-                (time.time(), INTERRUPTED, [row["id"] for row in orphans if row["api"] == "v1"]),
-            )
+            self._take(db, orphans)
+
+    def _take(self, db: Connection, orphans: Iterable[DictRow]) -> None:
+        """Locked rows of the unfinished jobs of a dead server."""
+        waiting = [row["id"] for row in orphans if row["api"] == "v2"]
+        self._release(db, waiting)
+        db.execute(  # their time ran on while nobody worked
+            "UPDATE jobs SET deadline_at = greatest(deadline_at, %s + deadline_at - submitted_at) "
+            "WHERE id = ANY(%s)",
+            (time.time(), waiting),
+        )
+        db.execute(
+            "UPDATE jobs SET state = 'FAILED', finished_at = %s, error = %s, error_code = 'interrupted', "
+            "owner = NULL WHERE id = ANY(%s)",
+            (time.time(), INTERRUPTED, [row["id"] for row in orphans if row["api"] == "v1"]),
+        )
 
     def claim(self, at_most: int) -> list[JobRecord]:
         with self._transaction() as db:

@@ -12,7 +12,7 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -146,8 +146,7 @@ class JobRunner:
         """Take up what a dead server left, and begin to load the engines."""
         self._loop = asyncio.get_running_loop()
         for record in await self._storage.unfinished():
-            with suppress(LeaseLost) if self._storage.shared else nullcontext():
-                await self._resume(record)
+            await self._resume(record)
         await self._storage.clear_orphans(
             jobs=set(self.live), media={job.record.media_id for job in self.live.values()}
         )

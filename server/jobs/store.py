@@ -126,7 +126,8 @@ class JobStore(Protocol):
 class SharedJobStore(JobStore, Protocol):
     """A store of several servers, each of which has the jobs it owns under leases.
 
-    `unfinished` tells those of this server. A `save` of a job that is another's by now raises LeaseLost.
+    `unfinished` tells those of this server: none when it starts, for what an earlier life of it owned is
+    then nobody's. A `save` of a job that is another's by now raises LeaseLost.
     """
 
     def beat(self) -> dict[str, str]:

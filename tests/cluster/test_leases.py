@@ -239,13 +239,16 @@ def test_a_server_that_goes_in_order_leaves_its_jobs_to_the_others_at_once(serve
     assert (numbers([first, second]), second.tries, second.started_at) == ([1, 2], 1, None)
 
 
-def test_a_server_that_starts_again_has_its_jobs_at_once_under_new_leases(servers):
+def test_a_server_that_starts_again_need_not_wait_for_its_own_lease(servers):
     a = servers("a")
-    a.insert(job(1))
+    a.insert(job(1, state=PROCESSING, tries=1))
+    a.insert(job(2, api="v1"))
     again = servers("a")
-    [record] = again.unfinished()
-    assert record.id == job(1).id
+    assert again.unfinished() == []
+    [record] = again.claim(9)
+    assert (record.id, record.state, record.tries) == (job(1).id, QUEUED, 1)
     assert record.media_id != job(1).media_id
+    assert again.get(job(2).id).error_code == "interrupted"
     with pytest.raises(LeaseLost):
         a.save(job(1, state=PROCESSING))
 

@@ -47,10 +47,24 @@ def run(test):
 def frozen(here):
     """It says nothing more to the others, and hears nothing; its worker works on."""
     leases = here.service._runner._leases
-    kept, leases._once = leases._once, lambda: asyncio.sleep(0)
     hear, leases.hear = leases.hear, lambda job_id: None
+    thawed = asyncio.Event()
+    storage = here.service._storage
+    beat, claim = storage.beat, storage.claim
+
+    async def no_beat():
+        await thawed.wait()
+        return await beat()
+
+    async def no_claim(at_most):
+        await thawed.wait()
+        return await claim(at_most)
+
+    storage.beat, storage.claim = no_beat, no_claim
     yield
-    leases._once, leases.hear = kept, hear
+    storage.beat, storage.claim = beat, claim
+    leases.hear = hear
+    thawed.set()
 
 
 def test_a_job_is_seen_waited_for_and_its_picture_read_at_the_other_server(service):
