@@ -85,6 +85,7 @@ class Stream(threading.Thread):
 
 def kill_one(ends: FrontEnds, chance: random.Random) -> str:
     """A server or a worker, which comes back; a server after a while, by its supervisor. Or freeze one."""
+    supervise(ends)
     name = chance.choice(list(ends.servers))
     workers = ends.workers(name)
     server = ends.servers[name]
@@ -105,6 +106,14 @@ def kill_one(ends: FrontEnds, chance: random.Random) -> str:
     return "server"
 
 
+def supervise(ends: FrontEnds) -> None:
+    """A server whose workers have died four times gives up."""
+    for name, server in list(ends.servers.items()):
+        if server.exit_code is not None:
+            server.client.close()
+            ends.start(name)
+
+
 def test_no_job_is_lost_and_none_has_two_results(tmp_path: Path, database: str, capsys) -> None:
     chance = random.Random(7)
     (tmp_path / "script").mkdir()
@@ -120,7 +129,9 @@ def test_no_job_is_lost_and_none_has_two_results(tmp_path: Path, database: str, 
         deadline = time.monotonic() + PATIENCE_S
         while any(row["state"] in ("QUEUED", "PROCESSING") for row in ends.rows().values()):
             assert time.monotonic() < deadline
+            supervise(ends)
             time.sleep(0.2)
+        supervise(ends)
         watcher.look()
         watcher.done.set()
         watcher.join()

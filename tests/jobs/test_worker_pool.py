@@ -501,6 +501,7 @@ import asyncio, os, signal, sys
 from functools import partial
 from pathlib import Path
 from fakes import Script
+from server.jobs.files import MediaFiles
 from server.jobs.messages import EngineReady
 from server.jobs.worker_pool import WorkerPool
 from server.security.image_decode import decode_image
