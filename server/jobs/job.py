@@ -158,6 +158,15 @@ class StoreFull(StoreFailed):
         super().__init__("its disk is full")
 
 
+class LeaseLost(PulidError):
+    """The job is another server's by now: whatever this one knows of it does not count."""
+
+    code = "lease_lost"
+
+    def __init__(self) -> None:
+        super().__init__("Another server has taken up the job.")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EarlierSubmit:
     """What an Idempotency-Key stands for."""

@@ -1,0 +1,147 @@
+"""Where the state that several servers share lies: what DATABASE_URL and MEDIA_URL mean.
+
+The libraries for it are an extra, and are loaded here alone, when somebody asks. Knows no records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+from pulid.errors import SetupError
+from server.jobs.files import BodyStore, JobBodies, MediaFiles, MediaStore
+
+if TYPE_CHECKING:
+    from server.jobs.postgres_notices import Notices
+    from server.jobs.postgres_store import PostgresJobStore
+
+LEASE_S = 10.0  # that a server may say nothing before others take up its jobs
+
+
+class MediaPlaceUnusable(SetupError):
+    """MEDIA_URL leads to no place that this server can use."""
+
+    code = "media_place_unusable"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharedPlaces:
+    """Opens what is shared. Its text has no password."""
+
+    database_url: str
+    media_url: str
+    devices: int  # of this server
+    lease_s: float = LEASE_S
+
+    def __repr__(self) -> str:
+        return f"SharedPlaces({self.media_url!r})"
+
+    @property
+    def places(self) -> int:
+        """Jobs that this server's devices hold at once: one runs, one is ahead."""
+        return 2 * self.devices
+
+    def require_extra(self) -> None:
+        """Raises SetupError where the libraries are not installed."""
+        missing = [name for name in ("psycopg", "obstore") if find_spec(name) is None]
+        if missing:
+            raise SetupError(
+                f"DATABASE_URL and MEDIA_URL need {' and '.join(missing)}. Install the extra with "
+                "pip install -c configs/constraints.txt 'flux-pulid-server[cluster]', or unset both."
+            )
+
+    def open_store(self, name: str) -> PostgresJobStore:
+        """Blocks. Raises DatabaseUnusable."""
+        from server.jobs.postgres_store import PostgresJobStore
+
+        return PostgresJobStore.open(self.database_url, name=name, places=self.places, lease_s=self.lease_s)
+
+    def notices(self, name: str) -> Notices:
+        from server.jobs.postgres_notices import Notices
+
+        return Notices(self.database_url, name=name)
+
+    def open_bodies(self) -> BodyStore:
+        """Blocks, and tries a write. Raises MediaPlaceUnusable."""
+        try:
+            bodies = self._bodies()
+            bodies.probe()
+        except Exception as exc:
+            reason = str(exc.__cause__ or exc).partition("\n")[0].rstrip(".")
+            raise MediaPlaceUnusable(
+                f"MEDIA_URL = {self.media_url!r} cannot be written: {reason}. Look at the "
+                "address, and at the owner of a folder; or at the variables AWS_ENDPOINT_URL, "
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY of a bucket."
+            ) from exc
+        return bodies
+
+    def _bodies(self) -> BodyStore:
+        if (folder := folder_of(self.media_url)) is not None:
+            return JobBodies(_made(folder / "bodies"))
+        from server.jobs.object_files import ObjectBodies, ObjectFolder
+
+        return ObjectBodies(ObjectFolder(self.media_url))
+
+    def media(self) -> MediaStore:
+        if (folder := folder_of(self.media_url)) is not None:
+            return MediaFiles(folder / "media")
+        from server.jobs.object_files import ObjectFolder, ObjectMedia
+
+        return ObjectMedia(ObjectFolder(self.media_url))
+
+    def make_media_folder(self) -> None:
+        if (folder := folder_of(self.media_url)) is not None:
+            _made(folder / "media")
+
+
+class SharedBodies:
+    """Bodies where all servers reach them; photos on this machine, where its workers read them."""
+
+    def __init__(self, bodies: BodyStore, photos: JobBodies) -> None:
+        self._bodies = bodies
+        self._photos = photos
+
+    def write(self, job_id: str, body: bytes) -> None:
+        self._bodies.write(job_id, body)
+
+    def read(self, job_id: str) -> bytes:
+        return self._bodies.read(job_id)
+
+    def write_photo(self, job_id: str, number: int, data: bytes) -> Path:
+        return self._photos.write_photo(job_id, number, data)
+
+    def photo_path(self, job_id: str, number: int) -> Path:
+        return self._photos.photo_path(job_id, number)
+
+    def delete(self, job_id: str) -> None:
+        self._photos.delete(job_id)
+        self._bodies.delete(job_id)
+
+    def forget(self, job_id: str) -> None:
+        """What is on this machine."""
+        self._photos.delete(job_id)
+
+    def delete_others(self, job_ids: Collection[str], *, older_than_s: float = 0.0) -> None:
+        self._bodies.delete_others(job_ids, older_than_s=older_than_s)
+
+    def forget_others(self, job_ids: Collection[str]) -> None:
+        self._photos.delete_others(job_ids)
+
+    def probe(self) -> None:
+        self._photos.probe()
+        self._bodies.probe()
+
+
+def folder_of(media_url: str) -> Path | None:
+    """The folder of a file:// address."""
+    parts = urlsplit(media_url)
+    return Path(unquote(parts.path)) if parts.scheme == "file" else None
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
