@@ -17,9 +17,10 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,9 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from bench.flops import forward  # noqa: E402
-from bench.overhead import facts  # noqa: E402
+from bench.overhead import facts, time_fsync  # noqa: E402
 from bench.record import RESULTS  # noqa: E402
-from bench.simulator import OUTPUT, REQUEST, Kind, poisson, simulate  # noqa: E402
+from bench.simulator import OUTPUT, REQUEST, Arrival, Kind, Outcome, one_line, poisson, simulate  # noqa: E402
 from server.jobs.dispatcher import Dispatcher  # noqa: E402
 from server.jobs.job import JobFile, JobRecord, JobState  # noqa: E402
 from server.jobs.live import LiveJob  # noqa: E402
@@ -40,7 +41,8 @@ SIZES = ((512, 512), (896, 1152), (1024, 1024), (1536, 1536))
 DEFAULT = (896, 1152)
 STEPS, TEXT_TOKENS = 20, 128
 
-# FLUX.1-dev at 1024x1024 on one H200, seconds for 28 steps with 512 text tokens and no identity (SGLang PR #19673, 2026-03).
+# FLUX.1-dev at 1024x1024 on one H200: seconds for 28 steps with 512 text tokens and no identity, as SGLang's
+# PR #19673 (2026-03) tells them.
 PUBLISHED_S = {
     "diffusers, eager": 5.58,
     "diffusers, compiled": 4.32,
@@ -56,6 +58,7 @@ USD_PER_GPU_HOUR = (2.0, 3.0, 4.0, 6.0)  # examples, nobody's offer
 LOADS = (0.5, 0.7, 0.8, 0.9, 0.95)
 DEVICES = (1, 2, 4, 8)
 FLEETS = (10, 100, 1000)
+HAND_OUTS = (8, 100, 1000)  # devices
 
 COMMITS_PER_JOB = 3  # of v2: accepted, begun, ended; v1 has two
 CALLS_PER_JOB = 5  # of v2: submit, three questions after its state, the picture
@@ -66,9 +69,9 @@ WEEK_S = 604_800  # media_ttl_s as it is by default
 
 
 def rate_of(system: str) -> float:
-    """Operations a second that a published time means."""
+    """Operations a second in the steps that a published time means."""
     work = PUBLISHED_STEPS * forward(PUBLISHED_TOKENS, PUBLISHED_TEXT).plain
-    return work / PUBLISHED_S[system]
+    return work / (PUBLISHED_S[system] - AROUND_S)
 
 
 def seconds_of(width: int, height: int, rate: float, steps: int = STEPS) -> float:
@@ -85,15 +88,18 @@ def per_hour(seconds: float) -> float:
 
 
 def waits_in_service_times(jobs: int, seed: int) -> dict[str, dict[str, float]]:
-    """Devices -> load -> p95 of the wait, in times that one picture takes. All pictures of one size."""
-    alike = [Kind(1.0, *DEFAULT, 1.0)]
-    return {
-        str(devices): {
-            str(load): round(simulate(poisson(load * devices, alike, jobs, seed), devices).quantile(0.95), 2)
-            for load in LOADS
-        }
-        for devices in DEVICES
-    }
+    """Devices -> load -> p95 of the wait, in times that one picture takes. All pictures of one size.
+
+    The last row has the most devices with one line that no job leaves before a device is free.
+    """
+
+    def row(queue: Callable[[Iterable[Arrival], int], Outcome], devices: int) -> dict[str, float]:
+        alike = [Kind(1.0, *DEFAULT, 1.0)]
+        arrivals = {load: poisson(load * devices, alike, jobs, seed) for load in LOADS}
+        return {str(load): round(queue(each, devices).quantile(0.95), 2) for load, each in arrivals.items()}
+
+    told = {str(devices): row(simulate, devices) for devices in DEVICES}
+    return told | {f"{DEVICES[-1]}, one line": row(one_line, DEVICES[-1])}
 
 
 def mixture(rate: float) -> list[Kind]:
@@ -157,7 +163,9 @@ def record_of(number: int) -> JobRecord:
 def measured_commits(folder: Path, jobs: int) -> float:
     """Commits a second of the server's own store, as its one thread makes them."""
     store = SqliteJobStore.open(folder / "jobs.sqlite3")
-    file = JobFile(name="output.webp", media_type="image/webp", size=PICTURE_BYTES)
+    file = JobFile(
+        name="0.webp", content_type="image/webp", width=DEFAULT[0], height=DEFAULT[1], size=PICTURE_BYTES
+    )
     started = time.perf_counter()
     for number in range(jobs):
         record = record_of(number)
@@ -172,9 +180,9 @@ def measured_commits(folder: Path, jobs: int) -> float:
 
 
 def measured_hand_out(devices: int, jobs: int) -> float:
-    """Milliseconds of the event loop that one job costs the dispatcher, with all devices busy and jobs waiting."""
+    """Milliseconds of the event loop for one job among busy devices: it arrives, another ends, one starts."""
     live: dict[str, LiveJob] = {}
-    running: list[LiveJob] = []
+    numbers = count()
     dispatcher = Dispatcher(
         devices=tuple(f"cuda:{number}" for number in range(devices)),
         scheduler=Scheduler(10_000),
@@ -186,21 +194,25 @@ def measured_hand_out(devices: int, jobs: int) -> float:
     for number in range(devices):
         dispatcher.device_ready(f"cuda:{number}")
 
-    def arrive(number: int) -> None:
-        job = LiveJob(record_of(number), REQUEST, OUTPUT)
+    def arrive() -> None:
+        job = LiveJob(record_of(next(numbers)), REQUEST, OUTPUT)
         live[job.id] = job
         dispatcher.enqueue(job)
         dispatcher.make_ready(job)
 
-    for number in range(3 * devices):
-        arrive(number)
-    running = list(dispatcher.painting)[:jobs]
-    started = time.perf_counter()
-    for number, job in enumerate(running, start=3 * devices):
-        arrive(number)
-        dispatcher.denoised(job)
-        dispatcher.forget(job, is_painted=True)
-    return 1000 * (time.perf_counter() - started) / len(running)
+    for _ in range(3 * devices):
+        arrive()
+    done, seconds = 0, 0.0
+    while done < jobs:
+        painting = dispatcher.painting[: jobs - done]
+        started = time.perf_counter()
+        for job in painting:
+            arrive()
+            dispatcher.denoised(job)
+            dispatcher.forget(job, is_painted=True)
+        seconds += time.perf_counter() - started
+        done += len(painting)
+    return 1000 * seconds / done
 
 
 def newest_overhead() -> tuple[str, float]:
@@ -312,8 +324,9 @@ def main() -> int:
     chosen = parser.parse_args()
 
     with tempfile.TemporaryDirectory(dir=chosen.folder) as folder:
+        fsync_ms = time_fsync(Path(folder))
         commits = measured_commits(Path(folder), chosen.commits)
-    hand_out = {str(gpus): round(measured_hand_out(gpus, 200), 3) for gpus in (8, 100, 1000)}
+    hand_out = {str(gpus): round(measured_hand_out(gpus, 200), 3) for gpus in HAND_OUTS}
     source, overhead_ms = newest_overhead()
     limits = Limits(commits=commits, calls=1000 / overhead_ms)
     rate = rate_of(BASIS)
@@ -325,9 +338,9 @@ def main() -> int:
     print_costs()
     print_waits(alike, mixed)
     print_fleets(fleets)
-    print(
-        f"commits a second: {commits:.0f}; calls a second: {limits.calls:.0f} ({source}); ms a job: {hand_out}"
-    )
+    print(f"commits a second: {commits:.0f}; an fsync: {fsync_ms:.2f} ms")
+    print(f"ms to hand out a job, by devices: {hand_out}")
+    print(f"calls a second, one after the other: {limits.calls:.0f} ({source})")
     now = datetime.now(UTC)
     line = {
         "bench": "capacity",
@@ -337,6 +350,7 @@ def main() -> int:
         "computed_tflops": {system: round(rate_of(system) / 1e12) for system in PUBLISHED_S},
         "measured": {
             "commits_per_s": round(commits),
+            "fsync_ms": round(fsync_ms, 2),
             "front_end_calls_per_s": round(limits.calls),
             "front_end_from": source,
             "hand_out_ms_by_devices": hand_out,

@@ -49,8 +49,9 @@ class Arrival:
 
 @dataclass(slots=True)
 class Outcome:
-    """Of the jobs after the warm-up, in order of arrival where not said otherwise."""
+    """Of the jobs after the warm-up, in the order in which they were begun."""
 
+    order: list[str] = field(default_factory=list)  # their numbers, by arrival
     waits: list[float] = field(default_factory=list)  # seconds from arrival to the first step
     waits_by_key: dict[str, list[float]] = field(default_factory=dict)
     refused: int = 0  # the queue was full
@@ -90,6 +91,22 @@ def poisson(
 def simulate(arrivals: Iterable[Arrival], devices: int, *, max_queued: int = 10_000) -> Outcome:
     """Every arrival, until the last one is painted."""
     return _Run(devices, max_queued).over(list(arrivals))
+
+
+def one_line(arrivals: Iterable[Arrival], devices: int) -> Outcome:
+    """The least that anybody could wait, first come, first served: each job to the device that is free first."""
+    free_at = [0.0] * devices
+    listed = list(arrivals)
+    outcome = Outcome()
+    for number, arrival in enumerate(listed):
+        begin = max(arrival.at, heapq.heappop(free_at))
+        heapq.heappush(free_at, begin + arrival.seconds)
+        outcome.busy_s += arrival.seconds
+        outcome.until_s = max(outcome.until_s, begin + arrival.seconds)
+        if number >= int(WARM_UP * len(listed)):
+            outcome.order.append(str(number))
+            outcome.waits.append(begin - arrival.at)
+    return outcome
 
 
 class _Run:
@@ -158,6 +175,7 @@ class _Run:
         asked = self._asked[job.id]
         if job.id in self._counted:
             wait = self._now - asked.at
+            self._outcome.order.append(job.id)
             self._outcome.waits.append(wait)
             self._outcome.waits_by_key.setdefault(asked.key, []).append(wait)
         self._outcome.busy_s += asked.seconds
