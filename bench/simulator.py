@@ -94,7 +94,7 @@ def simulate(arrivals: Iterable[Arrival], devices: int, *, max_queued: int = 10_
 
 
 def one_line(arrivals: Iterable[Arrival], devices: int) -> Outcome:
-    """The least that anybody could wait, first come, first served: each job to the device that is free first."""
+    """What waiting could be at best, first come, first served: each job to the device that is free first."""
     free_at = [0.0] * devices
     listed = list(arrivals)
     outcome = Outcome()

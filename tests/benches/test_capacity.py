@@ -76,7 +76,7 @@ def test_several_devices_wait_longer_than_with_one_line_and_less_than_with_a_lin
 
 def test_one_line_for_several_devices_waits_as_m_m_c_says():
     load, devices, service = 0.7, 4, ONE_KIND[0].seconds
-    arrivals = poisson(load * devices / service, ONE_KIND, 2 * JOBS, 1, spread=True)
+    arrivals = poisson(load * devices / service, ONE_KIND, 6 * JOBS, 1, spread=True)
     expected = erlang_c(load, devices) * service / (devices * (1 - load))
     assert one_line(arrivals, devices).mean == pytest.approx(expected, rel=0.08)
 
@@ -218,4 +218,4 @@ def test_the_page_has_what_many_gpus_ask_for():
     measured, fleets = kept()["measured"], kept()["fleets"]
     assert row_of(page, "pictures a second") == [f"{fleet['jobs_per_s']:g}" for fleet in fleets.values()]
     assert row_of(page, "commits a second") == [f"{fleet['commits_per_s']:g}" for fleet in fleets.values()]
-    assert f"{measured['commits_per_s']} commits a second" in page
+    assert f"{measured['commits_per_s']} commits a second" in " ".join(page.split())
