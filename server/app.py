@@ -191,6 +191,7 @@ def shared_places(settings: Settings, devices: tuple[str, ...]) -> SharedPlaces 
         database_url=settings.database_url.get_secret_value(),
         media_url=settings.media_url,
         devices=len(devices),
+        unfinished_per_key=settings.concurrency_per_key,
     )
 
 

@@ -17,12 +17,15 @@ from weakref import WeakValueDictionary
 from pulid.errors import PulidError, SetupError
 from server.jobs.job import JobRecord, LeaseLost, StoreFailed
 from server.jobs.live import LiveJob
+from server.jobs.progress import OwnProgress, Progress, ProgressElsewhere
 from server.jobs.storage import JobStorage
 from server.logs import get_logger, trace_of
+from server.metrics import JobMetrics
 
 log = get_logger("leases")
 
 LOOK_EVERY_S = 1.0  # for the dead, and for work
+TELL_EVERY_S = 0.5  # which steps are done
 
 
 class JobLeases:
@@ -31,14 +34,20 @@ class JobLeases:
         *,
         storage: JobStorage,
         live: Mapping[str, LiveJob],
-        room: Callable[[], int],
+        metrics: JobMetrics,
+        room: Callable[[], int | None],
         take_up: Callable[[JobRecord], Coroutine[Any, Any, None]],
         lose: Callable[[LiveJob], None],
         on_usurped: Callable[[PulidError], None],
     ) -> None:
-        """`room`: how many more jobs the devices could hold now. `on_usurped` hears that the name is gone."""
+        """`room`: how many more jobs the devices could hold now; None: no job would be done here.
+
+        `on_usurped` hears that the name is gone.
+        """
         self._storage = storage
         self._live = live
+        self._metrics = metrics
+        self.progress = ProgressElsewhere()
         self._room = room
         self._take_up = take_up
         self._lose = lose
@@ -60,6 +69,7 @@ class JobLeases:
 
     def hear(self, job_id: str) -> None:
         """A notice of another server; "": a job waits."""
+        self.progress.forget(job_id)
         if (changed := self._changed.pop(job_id, None)) is not None:
             changed.set()
         if job_id in self._live:
@@ -67,13 +77,34 @@ class JobLeases:
         if not job_id and self._room():
             self.wake()
 
+    def hear_steps(self, told: str) -> None:
+        for job_id in self.progress.hear(told):
+            if (changed := self._changed.pop(job_id, None)) is not None:
+                changed.set()
+
     async def keep(self) -> None:
         """For ever. What is taken up may take long to read; the beats go on beside it."""
-        work = asyncio.ensure_future(self._again_and_again(self._work, self._look))
+        beside = [
+            asyncio.ensure_future(self._again_and_again(self._work, self._look)),
+            asyncio.ensure_future(self._tell_steps()),
+        ]
         try:
             await self._again_and_again(self._beat, self._doubt)
         finally:
-            work.cancel()
+            for task in beside:
+                task.cancel()
+
+    async def _tell_steps(self) -> None:
+        own = OwnProgress()
+        while True:
+            await asyncio.sleep(TELL_EVERY_S)
+            done = {
+                job.id: Progress(job.step, job.seconds_left)
+                for job in self._live.values()
+                if job.step and job.record.api == "v2" and not job.ending
+            }
+            if told := own.news(done):
+                await self._storage.tell_steps(told)
 
     async def _again_and_again(
         self, do: Callable[[], Coroutine[Any, Any, None]], sooner: asyncio.Event
@@ -98,9 +129,12 @@ class JobLeases:
             record = await self._storage.get(job_id)
             if record is not None and not record.state.has_ended:
                 await self._take(record)
-        while (room := self._room()) > 0:
-            taken = [await self._take(record) for record in await self._storage.claim(room)]
-            if len(taken) < room or not all(taken):
+        while (room := self._room()) is not None:
+            # Where all are busy for long, each takes one of nobody's at a time: it has waited before.
+            claimed = await self._storage.claim(max(room, 1), of_the_busy=room > 0)
+            taken = [await self._take(record) for record in claimed]
+            self._metrics.taken_over(sum(taken))
+            if room <= 0 or len(taken) < room or not all(taken):
                 return
 
     async def _beat(self) -> None:
@@ -112,6 +146,7 @@ class JobLeases:
         for job, media_id in before.items():
             if held.get(job.id) != media_id and not job.ending and not job.lost:
                 self._lose(job)
+        self._metrics.leases(len(held))
         unknown = held.keys() - self._live.keys() - self._taking
         self._forgotten = unknown & self._unknown
         self._unknown = unknown

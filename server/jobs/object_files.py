@@ -87,6 +87,8 @@ class ObjectBodies:
 
     def probe(self) -> None:
         self._folder.put("probe", b"\0")
+        with _faults_as(StoreFailed):
+            obstore.delete(self._folder.store, "probe")
 
 
 class ObjectMedia:

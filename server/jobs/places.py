@@ -17,6 +17,7 @@ from server.jobs.files import BodyStore, JobBodies, MediaFiles, MediaStore
 
 if TYPE_CHECKING:
     from server.jobs.postgres_notices import Notices
+    from server.jobs.postgres_schema import DatabaseFacts
     from server.jobs.postgres_store import PostgresJobStore
 
 LEASE_S = 10.0  # that a server may say nothing before others take up its jobs
@@ -35,6 +36,7 @@ class SharedPlaces:
     database_url: str
     media_url: str
     devices: int  # of this server
+    unfinished_per_key: int = 0  # jobs, at all servers together; 0: no limit
     lease_s: float = LEASE_S
 
     def __repr__(self) -> str:
@@ -54,11 +56,23 @@ class SharedPlaces:
                 "pip install -c configs/constraints.txt 'flux-pulid-server[cluster]', or unset both."
             )
 
+    def look_at_database(self) -> DatabaseFacts:
+        """Blocks, and changes nothing. Raises DatabaseUnusable."""
+        from server.jobs.postgres_schema import look_at
+
+        return look_at(self.database_url)
+
     def open_store(self, name: str) -> PostgresJobStore:
         """Blocks. Raises DatabaseUnusable."""
         from server.jobs.postgres_store import PostgresJobStore
 
-        return PostgresJobStore.open(self.database_url, name=name, places=self.places, lease_s=self.lease_s)
+        return PostgresJobStore.open(
+            self.database_url,
+            name=name,
+            places=self.places,
+            lease_s=self.lease_s,
+            unfinished_per_key=self.unfinished_per_key,
+        )
 
     def notices(self, name: str) -> Notices:
         from server.jobs.postgres_notices import Notices

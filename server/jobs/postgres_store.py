@@ -2,8 +2,9 @@
 
 Who owns which job under which lease, and that only its owner writes it: every write to a job is a
 compare-and-set on owner and media id, which is new with each lease. Says over LISTEN/NOTIFY what
-changed. Does not know when a server beats or claims (`leases.py`), nor files. Every call blocks; all
-calls come from one thread, which is given a new connection after the old one broke.
+changed. Times are turned into the database's (`database_clock.py`). Does not know when a server beats
+or claims (`leases.py`), nor files. Every call blocks; all calls come from one thread, which is given a
+new connection after the old one broke.
 """
 
 from __future__ import annotations
@@ -18,53 +19,74 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import DictRow
 
+from server.jobs.database_clock import DatabaseClock
 from server.jobs.job import (
     EarlierSubmit,
     JobFile,
     JobRecord,
     JobState,
+    KeyHasEnough,
     LeaseLost,
     StoreFailed,
     StoreFull,
 )
-from server.jobs.postgres_schema import Connection, connect, migrate, with_defaults
+from server.jobs.postgres_schema import Connection, connect, migrate, unusable, with_defaults
 from server.jobs.rows import CHANGING, COLUMNS, files_of, json_of, record_of, row_of
-from server.jobs.store import DatabaseUnusable, NameTaken
+from server.jobs.store import NameTaken
 
 CHANNEL = "flux_pulid_jobs"
+STEPS = "steps "  # how a notice begins that changes no job
 INTERRUPTED = "The server stopped before this picture was done. Send the request again."
 
 _SILENT = "its database does not answer"
+_PATIENT_S = 1.0  # that it may take to hear that there is no connection
+_COUNTING = 0x666C7579  # the first half of the advisory locks of keys whose jobs are counted
 _NO_ROOM = "53"  # class of SQLSTATE: insufficient resources
 
 
 class PostgresJobStore:
-    def __init__(self, address: str, *, name: str, places: int, lease_s: float) -> None:
-        """`open` is the usual way. `places`: jobs that this server's devices hold at once."""
+    def __init__(
+        self, address: str, *, name: str, places: int, lease_s: float, unfinished_per_key: int = 0
+    ) -> None:
+        """`open` is the usual way. `places`: jobs that this server's devices hold at once.
+
+        `unfinished_per_key`: how many a key may have at all servers together; 0: no limit.
+        """
         self._address = address
         self._name = name
         self._life = secrets.token_hex(8)
         self._places = places
         self._lease_s = lease_s
+        self._unfinished_per_key = unfinished_per_key
+        self._clock = DatabaseClock()
         self._is_closed = False
+        self._not_before = 0.0  # of the monotonic clock: when a database that says nothing is asked again
         self._connection: Connection = connect(address)
 
     @classmethod
-    def open(cls, url: str, *, name: str, places: int, lease_s: float) -> PostgresJobStore:
+    def open(
+        cls, url: str, *, name: str, places: int, lease_s: float, unfinished_per_key: int = 0
+    ) -> PostgresJobStore:
         """Migrate the database and be a server of it. What an earlier life of it owned is nobody's.
 
         Raises DatabaseUnusable.
         """
         try:
-            store = cls(with_defaults(url), name=name, places=places, lease_s=lease_s)
+            store = cls(
+                with_defaults(url),
+                name=name,
+                places=places,
+                lease_s=lease_s,
+                unfinished_per_key=unfinished_per_key,
+            )
         except psycopg.Error as exc:
-            raise _unusable(exc) from exc
+            raise unusable(exc) from exc
         try:
             migrate(store._connection)
             store._register()
         except psycopg.Error as exc:
             store.close()
-            raise _unusable(exc) from exc
+            raise unusable(exc) from exc
         except BaseException:
             store.close()
             raise
@@ -81,9 +103,11 @@ class PostgresJobStore:
     ) -> JobRecord:
         try:
             with self._transaction() as db:
-                db.execute(_INSERT, _row(record) | {"owner": self._name})
+                db.execute(_INSERT, self._row(record) | {"owner": self._name})
                 if idempotency_key is not None:
                     self._take_key(db, record, idempotency_key, body_digest)
+                if self._unfinished_per_key and not record.state.has_ended:
+                    self._require_place(db, record.key)
                 if record.api == "v2":
                     self._tell(db)
         except _KeyUsed as used:
@@ -103,16 +127,25 @@ class PostgresJobStore:
                 raise StoreFailed
             raise _KeyUsed(earlier)
 
+    def _require_place(self, db: Connection, key: str) -> None:
+        """For the job that was just inserted. Submits of one key at several servers take turns."""
+        db.execute("SELECT pg_advisory_xact_lock(%s, hashtext(%s))", (_COUNTING, key))
+        counted = db.execute(
+            f"SELECT count(*) AS jobs FROM jobs WHERE {_UNFINISHED} AND key = %s", (key,)
+        ).fetchone()
+        if counted is not None and counted["jobs"] > self._unfinished_per_key:
+            raise KeyHasEnough
+
     def save(self, record: JobRecord, *, media_expires_at: float | None = None) -> None:
         with self._transaction() as db:
             stored = self._own_state(db, record)
             if not stored.may_become(record.state):
                 raise ValueError(f"job {record.id} cannot go from {stored} to {record.state}")
-            db.execute(_UPDATE, _row(record))
+            db.execute(_UPDATE, self._row(record))
             if record.state is JobState.COMPLETED and stored is not JobState.COMPLETED:
                 if media_expires_at is None:
                     raise ValueError("a job that becomes COMPLETED needs media_expires_at")
-                values = (record.media_id, json_of(record.files), media_expires_at)
+                values = (record.media_id, json_of(record.files), self._clock.there(media_expires_at))
                 db.execute("INSERT INTO media VALUES (%s, %s, %s)", values)
             if record.api == "v2":
                 self._tell(db, record.id)
@@ -130,7 +163,7 @@ class PostgresJobStore:
 
     def get(self, job_id: str) -> JobRecord | None:
         rows = self._rows("SELECT * FROM jobs WHERE id = %s", job_id)
-        return record_of(rows[0]) if rows else None
+        return self._record(rows[0]) if rows else None
 
     def earlier(self, key: str, idempotency_key: str) -> EarlierSubmit | None:
         with _faults_in_words():
@@ -142,13 +175,15 @@ class PostgresJobStore:
             "WHERE idempotency.key = %s AND idempotency_key = %s",
             (key, idempotency_key),
         ).fetchone()
-        return None if row is None else EarlierSubmit(record=record_of(row), body_digest=row["body_digest"])
+        return (
+            None if row is None else EarlierSubmit(record=self._record(row), body_digest=row["body_digest"])
+        )
 
     def unfinished(self) -> list[JobRecord]:
         rows = self._rows(
             f"SELECT * FROM jobs WHERE {_UNFINISHED} AND owner = %s ORDER BY number", self._name
         )
-        return [record_of(row) for row in rows]
+        return [self._record(row) for row in rows]
 
     def delete(self, job_id: str) -> None:
         with self._transaction() as db:
@@ -164,12 +199,19 @@ class PostgresJobStore:
         return next((file for file in files if file.name == name), None)
 
     def sweep(self, *, now: float, result_ttl_s: float) -> list[str]:
+        """What another server deletes in this moment it leaves to it."""
+        now = self._clock.there(now)
         with self._transaction() as db:
             db.execute(
-                "DELETE FROM jobs WHERE state IN ('COMPLETED', 'FAILED') AND finished_at <= %s",
+                "DELETE FROM jobs WHERE number IN (SELECT number FROM jobs WHERE "
+                "state IN ('COMPLETED', 'FAILED') AND finished_at <= %s FOR UPDATE SKIP LOCKED)",
                 (now - result_ttl_s,),
             )
-            expired = db.execute("DELETE FROM media WHERE expires_at <= %s RETURNING media_id", (now,))
+            expired = db.execute(
+                "DELETE FROM media WHERE media_id IN (SELECT media_id FROM media WHERE expires_at <= %s "
+                "FOR UPDATE SKIP LOCKED) RETURNING media_id",
+                (now,),
+            )
             return [row["media_id"] for row in expired]
 
     def known_media(self) -> set[str]:
@@ -193,6 +235,7 @@ class PostgresJobStore:
                 "life = excluded.life, places = excluded.places, alive_until = excluded.alive_until",
                 (self._name, self._life, self._places, self._lease_s),
             )
+            self._look_at_the_clock(self._connection)
             own = self._connection.execute(
                 f"SELECT id, api FROM jobs WHERE {_UNFINISHED} AND owner = %s FOR UPDATE", (self._name,)
             )
@@ -207,10 +250,15 @@ class PostgresJobStore:
             )
             if not beaten.rowcount:
                 raise NameTaken
+            self._look_at_the_clock(db)
             own = db.execute(
                 f"SELECT id, media_id FROM jobs WHERE {_UNFINISHED} AND owner = %s", (self._name,)
             )
             return {row["id"]: row["media_id"] for row in own}
+
+    def _look_at_the_clock(self, db: Connection) -> None:
+        if row := db.execute(f"SELECT {_NOW} AS now").fetchone():
+            self._clock.heard(row["now"])
 
     def take_from_the_dead(self) -> None:
         with self._transaction() as db:
@@ -231,31 +279,33 @@ class PostgresJobStore:
         waiting = [row["id"] for row in orphans if row["api"] == "v2"]
         self._release(db, waiting)
         db.execute(  # their time ran on while nobody worked
-            "UPDATE jobs SET deadline_at = greatest(deadline_at, %s + deadline_at - submitted_at) "
+            f"UPDATE jobs SET deadline_at = greatest(deadline_at, {_NOW} + deadline_at - submitted_at) "
             "WHERE id = ANY(%s)",
-            (time.time(), waiting),
+            (waiting,),
         )
         db.execute(
-            "UPDATE jobs SET state = 'FAILED', finished_at = %s, error = %s, error_code = 'interrupted', "
-            "owner = NULL WHERE id = ANY(%s)",
-            (time.time(), INTERRUPTED, [row["id"] for row in orphans if row["api"] == "v1"]),
+            f"UPDATE jobs SET state = 'FAILED', finished_at = {_NOW}, error = %s, "
+            "error_code = 'interrupted', owner = NULL WHERE id = ANY(%s)",
+            (INTERRUPTED, [row["id"] for row in orphans if row["api"] == "v1"]),
         )
 
-    def claim(self, at_most: int) -> list[JobRecord]:
+    def claim(self, at_most: int, *, of_the_busy: bool = True) -> list[JobRecord]:
         with self._transaction() as db:
-            rows = db.execute(_CLAIMABLE, {"name": self._name, "at_most": at_most}).fetchall()
+            rows = db.execute(
+                _OF_THE_BUSY if of_the_busy else _OF_NOBODY, {"name": self._name, "at_most": at_most}
+            ).fetchall()
             leases = self._lease_anew(db, [row["id"] for row in rows])
             for job_id in leases:
                 self._tell(db, job_id)
-            return [record_of(row | {"media_id": leases[row["id"]]}) for row in rows]
+            return [self._record(row | {"media_id": leases[row["id"]]}) for row in rows]
 
     def seize(self, ended: JobRecord) -> JobRecord | None:
         with self._transaction() as db:
             row = db.execute("SELECT * FROM jobs WHERE id = %s FOR UPDATE", (ended.id,)).fetchone()
             if row is None or JobState(row["state"]).has_ended:
-                return None if row is None else record_of(row)
+                return None if row is None else self._record(row)
             self._lease_anew(db, [ended.id])
-            db.execute(_UPDATE, _row(ended))
+            db.execute(_UPDATE, self._row(ended))
             self._tell(db, ended.id)
             return self.get(ended.id)
 
@@ -273,6 +323,12 @@ class PostgresJobStore:
             left = db.execute("DELETE FROM servers WHERE id = %s AND life = %s", (self._name, self._life))
         if left.rowcount:  # else another process has the name, and what it owns
             self.give_back([record.id for record in self.unfinished()])
+
+    def tell_steps(self, told: str) -> None:
+        """Nothing is written, so nothing has to reach a disk."""
+        with self._transaction() as db:
+            db.execute("SET LOCAL synchronous_commit TO off")
+            self._tell(db, STEPS + told)
 
     def _release(self, db: Connection, job_ids: list[str]) -> None:
         """Locked rows of v2 jobs."""
@@ -293,9 +349,9 @@ class PostgresJobStore:
             )
         return leases
 
-    def _tell(self, db: Connection, job_id: str = "") -> None:
-        """To all servers, once this is committed: a job has changed; without an id: one waits."""
-        db.execute("SELECT pg_notify(%s, %s)", (CHANNEL, f"{self._name} {job_id}"))
+    def _tell(self, db: Connection, said: str = "") -> None:
+        """To all servers, once this is committed: the id of a job that has changed; nothing: one waits."""
+        db.execute("SELECT pg_notify(%s, %s)", (CHANNEL, f"{self._name} {said}"))
 
     # the connection
 
@@ -308,13 +364,40 @@ class PostgresJobStore:
         """All of it or nothing."""
         with _faults_in_words():
             connection = self._connected()
-            with connection.transaction():
-                yield connection
+            try:
+                with connection.transaction():
+                    yield connection
+            except psycopg.errors.ReadOnlySqlTransaction:  # another machine has its place by now
+                connection.close()
+                raise
 
     def _connected(self) -> Connection:
         if self._connection.closed and not self._is_closed:
-            self._connection = connect(self._address)
+            self._connect_again()
         return self._connection
+
+    def _connect_again(self) -> None:
+        """Who waits behind a call that waited for an answer in vain is not made to wait, too."""
+        started = time.monotonic()
+        if started < self._not_before:
+            raise StoreFailed(_SILENT)
+        try:
+            self._connection = connect(self._address)
+        except psycopg.Error:
+            if time.monotonic() - started > _PATIENT_S:
+                self._not_before = time.monotonic() + _PATIENT_S
+            raise
+
+    # rows
+
+    def _row(self, record: JobRecord) -> dict[str, Any]:
+        row = self._clock.row_there(row_of(record))
+        return row | {
+            "error": record.error and record.error.replace("\0", "")
+        }  # the one sign it does not take
+
+    def _record(self, row: dict[str, Any]) -> JobRecord:
+        return record_of(self._clock.row_here(row))
 
 
 class _KeyUsed(Exception):
@@ -334,19 +417,8 @@ def _faults_in_words() -> Iterator[None]:
         raise StoreFailed(_SILENT) from exc
 
 
-def _unusable(exc: psycopg.Error) -> DatabaseUnusable:
-    return DatabaseUnusable(
-        f"The database that DATABASE_URL names cannot be used: {str(exc).strip()}. Look whether it runs and "
-        "lets this server's user create tables."
-    )
-
-
-def _row(record: JobRecord) -> dict[str, object]:
-    row = row_of(record)
-    return row | {"error": record.error and record.error.replace("\0", "")}  # the one sign it does not take
-
-
 _UNFINISHED = "state IN ('QUEUED', 'PROCESSING')"
+_NOW = "extract(epoch FROM clock_timestamp())::float8"
 _LEASE_ENDS = "clock_timestamp() + make_interval(secs => %s)"
 _INSERT = (
     f"INSERT INTO jobs ({', '.join(COLUMNS)}, owner) "
@@ -355,8 +427,13 @@ _INSERT = (
 _CHANGES = ", ".join(f"{column} = %({column})s" for column in CHANGING)
 _UPDATE = f"UPDATE jobs SET {_CHANGES} WHERE id = %(id)s"
 
-# Nobody's; or of a living server that has more before it than its devices hold.
-_CLAIMABLE = f"""
+_OF_NOBODY = """
+    SELECT * FROM jobs WHERE state = 'QUEUED' AND api = 'v2' AND owner IS NULL
+    ORDER BY number LIMIT %(at_most)s FOR UPDATE SKIP LOCKED
+"""
+
+# These; or of a living server that has more before it than its devices hold.
+_OF_THE_BUSY = f"""
     WITH waiting AS (
         SELECT number, row_number() OVER (PARTITION BY owner ORDER BY number) AS place
         FROM jobs WHERE {_UNFINISHED}

@@ -42,6 +42,7 @@ COLUMNS = (
     "error_fields",
     "similarities",
 )
+TIMES = ("submitted_at", "deadline_at", "started_at", "finished_at")  # Unix seconds
 _NEVER_CHANGE = {"id", "key", "api", "submitted_at", "media_id"}  # their indexes would be written anew
 CHANGING = tuple(column for column in COLUMNS if column not in _NEVER_CHANGE)
 

@@ -54,6 +54,7 @@ from server.jobs.messages import (
     WorkerEvent,
 )
 from server.jobs.photos import JobPhotos, ParseBody, need_no_fetch
+from server.jobs.progress import Progress
 from server.jobs.questions import PhotoQuestions
 from server.jobs.scheduler import Scheduler
 from server.jobs.storage import TRY_AGAIN_S, JobStorage
@@ -156,13 +157,15 @@ class JobRunner:
         if (shared := self._storage.shared) is not None:
             leases = self._new_leases()
             self._spawn(leases.keep())
-            self._spawn(shared.notices(self._storage.server_id).listen_for_ever(leases.hear))
+            notices = shared.notices(self._storage.server_id)
+            self._spawn(notices.listen_for_ever(leases.hear, leases.hear_steps))
             self._leases = leases
 
     def _new_leases(self) -> JobLeases:
         return JobLeases(
             storage=self._storage,
             live=self.live,
+            metrics=self._metrics,
             room=self._room,
             take_up=self._take_up,
             lose=self.lose,
@@ -326,6 +329,11 @@ class JobRunner:
 
     def lose(self, job: LiveJob) -> None:
         """Another server has it: forget it and what was made of it. Its waiters wake, and ask the store."""
+        if not job.lost:
+            self._metrics.lease_lost()
+            self._let_go(job)
+
+    def _let_go(self, job: LiveJob) -> None:
         if job.lost:
             return
         job.lost = job.ending = True
@@ -348,6 +356,10 @@ class JobRunner:
         """Set when another server changes the job; None where there is no other."""
         return None if self._leases is None else self._leases.changed(job_id)
 
+    def progress_elsewhere(self, job_id: str) -> Progress | None:
+        """What another server has told of its job."""
+        return None if self._leases is None else self._leases.progress.of(job_id)
+
     def _give_back(self, *, but: Collection[LiveJob] = ()) -> None:
         """Let other servers have the v2 jobs, where there are any."""
         if self._leases is not None:
@@ -358,12 +370,13 @@ class JobRunner:
             ]
             self._spawn(self._storage.give_back([job.id for job in jobs]))
             for job in jobs:
-                self.lose(job)
+                self._let_go(job)
 
-    def _room(self) -> int:
-        """How many more jobs the devices could hold now."""
-        if self._is_draining or self.fault is not None or self._storage.is_low:
-            return 0
+    def _room(self) -> int | None:
+        """How many more jobs the devices could hold now; None where none would be done."""
+        is_closed = self._is_draining or self.fault is not None or self._storage.is_low
+        if is_closed or not self._dispatcher.any_ready:
+            return None
         return 2 * sum(self._dispatcher.ready.values()) - len(self.live)
 
     def _on_usurped(self, error: PulidError) -> None:

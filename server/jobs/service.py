@@ -271,7 +271,7 @@ class JobService:
     async def view(self, job_id: str, *, key: str, previews: bool = False) -> JobView:
         """How a job stands. Raises JobNotFound, for another key's jobs too."""
         job = self._runner.live.get(job_id)
-        view = self._runner.view_of(job, previews=previews) if job else ended_view(await self._stored(job_id))
+        view = self._runner.view_of(job, previews=previews) if job else await self._view_elsewhere(job_id)
         if view.record.key != key:
             raise JobNotFound
         return view
@@ -359,6 +359,14 @@ class JobService:
                 return record
             with suppress(TimeoutError):
                 await asyncio.wait_for(changed.wait(), LOOK_EVERY_S)
+
+    async def _view_elsewhere(self, job_id: str) -> JobView:
+        """Of a job that has ended, or that another server has, which tells its steps now and then."""
+        view = ended_view(await self._stored(job_id))
+        progress = self._runner.progress_elsewhere(job_id)
+        if view.record.state is not JobState.PROCESSING or progress is None:
+            return view
+        return replace(view, step=progress.step, seconds_left=progress.seconds_left)
 
     async def _stored(self, job_id: str) -> JobRecord:
         record = await self._storage.get(job_id)

@@ -22,7 +22,16 @@ import anyio.to_thread
 
 from server.jobs.data_dir import DataDir
 from server.jobs.files import JobBodies, MediaFiles, MediaStore, free_bytes
-from server.jobs.job import EarlierSubmit, JobFile, JobRecord, JobState, StoreFailed
+from server.jobs.job import (
+    EarlierSubmit,
+    IdempotencyConflict,
+    JobFile,
+    JobRecord,
+    JobState,
+    KeyHasEnough,
+    LeaseLost,
+    StoreFailed,
+)
 from server.jobs.places import SharedBodies, SharedPlaces
 from server.jobs.store import JobStore, SharedJobStore, SqliteJobStore
 from server.logs import get_logger, trace_of
@@ -116,7 +125,7 @@ class JobStorage:
 
         Returns the row, which may be an earlier one of the same Idempotency-Key.
 
-        Raises StoreFailed or IdempotencyConflict; then nothing is left behind.
+        Raises StoreFailed, IdempotencyConflict or KeyHasEnough; then nothing is left behind.
         """
 
         def insert(digest: bytes) -> JobRecord:
@@ -124,7 +133,7 @@ class JobStorage:
             try:
                 stored = self._store.insert(record, idempotency_key=idempotency_key, body_digest=digest)
             finally:
-                if stored is None or stored.id != record.id:
+                if self.shared is None and (stored is None or stored.id != record.id):
                     self._bodies.delete(record.id)
             return stored
 
@@ -132,7 +141,20 @@ class JobStorage:
             digest = b"" if idempotency_key is None else await digest_of(body)
             if keep_body:
                 await anyio.to_thread.run_sync(self._bodies.write, record.id, body)
-            return await self._db(insert, digest)
+            if self.shared is None:
+                return await self._db(insert, digest)
+            return await self._insert_shared(record, partial(insert, digest))
+
+    async def _insert_shared(self, record: JobRecord, insert: Callable[[], JobRecord]) -> JobRecord:
+        """Where the connection breaks nobody knows whether there is a row: the body stays for a while."""
+        try:
+            stored = await self._db(insert)
+        except (IdempotencyConflict, KeyHasEnough):
+            await self._tidy(partial(self._bodies.delete, record.id))
+            raise
+        if stored.id != record.id:
+            await self._tidy(partial(self._bodies.delete, record.id))
+        return stored
 
     async def earlier(self, key: str, idempotency_key: str) -> EarlierSubmit | None:
         return await self._db(self._store.earlier, key, idempotency_key)
@@ -145,7 +167,7 @@ class JobStorage:
 
     async def save(self, record: JobRecord) -> None:
         """Raises StoreFailed."""
-        with self._writing():
+        with self._writing(), self._gone_is_lost():
             await self._db(self._store.save, record)
 
     async def try_save(self, record: JobRecord) -> None:
@@ -166,7 +188,7 @@ class JobStorage:
             if self.shared is None:  # a call waits: not another thread for what is done at once
                 clean()
 
-        with self._writing():
+        with self._writing(), self._gone_is_lost():
             await self._db(save)
         if self.shared is not None:
             await self._tidy(clean)
@@ -182,8 +204,14 @@ class JobStorage:
         return await anyio.to_thread.run_sync(self._bodies.read, job_id)
 
     async def delete_body(self, job_id: str) -> None:
-        """What is there of the body and the photos of a job that has no row."""
-        await self._files(self._bodies.delete, job_id)
+        """What is there of the body and the photos of a job that has no row.
+
+        Of a shared body it is `insert` that knows.
+        """
+        if isinstance(self._bodies, SharedBodies):
+            await self._files(self._bodies.forget, job_id)
+        else:
+            await self._files(self._bodies.delete, job_id)
 
     async def write_photo(
         self, job_id: str, number: int, source: Callable[[], bytes], *, is_wanted: Callable[[], bool]
@@ -271,9 +299,14 @@ class JobStorage:
             await self._db(self._shared_store.take_from_the_dead)
             return held
 
-    async def claim(self, at_most: int) -> list[JobRecord]:
+    async def claim(self, at_most: int, *, of_the_busy: bool = True) -> list[JobRecord]:
         with self._writing():
-            return await self._db(self._shared_store.claim, at_most)
+            return await self._db(partial(self._shared_store.claim, at_most, of_the_busy=of_the_busy))
+
+    async def tell_steps(self, told: str) -> None:
+        """What cannot be told now is told with the next step."""
+        with suppress(StoreFailed):
+            await self._db(self._shared_store.tell_steps, told)
 
     async def give_back(self, job_ids: Collection[str]) -> None:
         """Let other servers have these v2 jobs. What cannot be said now they find out."""
@@ -292,8 +325,7 @@ class JobStorage:
             return await self.get(ended.id)
         with self._writing():
             stored = await self._db(self.leases.seize, ended)
-        if stored == ended:
-            await self._tidy(partial(self._bodies.delete, ended.id))
+        await self._tidy(partial(self._bodies.delete, ended.id))  # whoever has ended it
         return stored
 
     async def forget(self, record: JobRecord) -> None:
@@ -335,6 +367,16 @@ class JobStorage:
                 log.error("pictures not deleted", **trace_of(exc))
             else:
                 self._undeleted.discard(media_id)
+
+    @contextmanager
+    def _gone_is_lost(self) -> Iterator[None]:
+        """A job that another server was told to delete is none of this one's any more. Raises LeaseLost."""
+        try:
+            yield
+        except KeyError as exc:
+            if self.shared is None:
+                raise
+            raise LeaseLost from exc
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

@@ -141,8 +141,12 @@ class SharedJobStore(JobStore, Protocol):
         """Jobs of servers that have not beaten for a lease: v2 is QUEUED and nobody's, v1 is FAILED."""
         ...
 
-    def claim(self, at_most: int) -> list[JobRecord]:
+    def claim(self, at_most: int, *, of_the_busy: bool = True) -> list[JobRecord]:
         """Queued v2 jobs, now this server's: nobody's, or what waits behind a busy one's own."""
+        ...
+
+    def tell_steps(self, told: str) -> None:
+        """To all other servers that listen now."""
         ...
 
     def unfinished_media(self) -> dict[str, str]:

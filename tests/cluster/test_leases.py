@@ -9,8 +9,8 @@ import psycopg
 import pytest
 
 from pulid.errors import SetupError
-from server.jobs.job import JobFile, JobRecord, JobState, LeaseLost, StoreFailed
-from server.jobs.postgres_schema import MIGRATIONS
+from server.jobs.job import JobFile, JobRecord, JobState, KeyHasEnough, LeaseLost, StoreFailed
+from server.jobs.postgres_schema import MIGRATIONS, SESSION
 from server.jobs.postgres_store import PostgresJobStore
 from server.jobs.store import DatabaseUnusable, NameTaken
 
@@ -33,8 +33,10 @@ def servers(database):
     """Of any name; `servers("a")` again is a later life of it."""
     opened = []
 
-    def server(name, *, places=2, lease_s=60.0):
-        store = PostgresJobStore.open(database, name=name, places=places, lease_s=lease_s)
+    def server(name, *, places=2, lease_s=60.0, unfinished_per_key=0):
+        store = PostgresJobStore.open(
+            database, name=name, places=places, lease_s=lease_s, unfinished_per_key=unfinished_per_key
+        )
         opened.append(store)
         return store
 
@@ -280,7 +282,129 @@ def test_two_servers_give_one_idempotency_key_to_one_job(servers):
     assert len(a.unfinished()) + len(b.unfinished()) == 1
 
 
+def test_a_key_has_its_unfinished_jobs_at_all_servers_together(servers):
+    a, b = servers("a", unfinished_per_key=2), servers("b", unfinished_per_key=2)
+    start = threading.Barrier(2)
+    refused = []
+
+    def submit(store, numbers):
+        start.wait()
+        for number in numbers:
+            try:
+                store.insert(job(number))
+            except KeyHasEnough:
+                refused.append(number)
+
+    threads = [threading.Thread(target=submit, args=pair) for pair in ((a, range(10)), (b, range(10, 20)))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    unfinished = a.unfinished() + b.unfinished()
+    assert (len(refused), len(unfinished)) == (18, 2)
+    b.insert(job(30, key="bertha"))
+    b.insert(job(31, state=FAILED, error="x"))  # it waits for nothing
+    a.seize(replace(unfinished[0], state=FAILED, error="x"))
+    b.insert(job(32))
+
+
+# clocks
+
+
+def test_a_server_whose_clock_is_wrong_deletes_nothing_before_its_time(servers, monkeypatch):
+    a, b = servers("a"), servers("b")
+    now, clock = time.time(), time.time
+    a.insert(job(1, submitted_at=now, deadline_at=now + 600, state=PROCESSING))
+    done = job(1, submitted_at=now, deadline_at=now + 600, state=COMPLETED, finished_at=now, files=(PICTURE,))
+    a.save(done, media_expires_at=now + 3600)
+    monkeypatch.setattr(time, "time", lambda: clock() + 86_400)
+    b.beat()
+    assert b.sweep(now=time.time(), result_ttl_s=60.0) == []
+    seen = b.get(done.id)
+    assert seen.deadline_at - time.time() == pytest.approx(600, abs=5)  # as b has it
+    assert b.sweep(now=time.time() + 3700, result_ttl_s=60.0) == [done.media_id]
+    assert b.get(done.id) is None
+
+
+def test_times_of_a_server_whose_clock_is_wrong_are_right_for_the_others(servers, monkeypatch):
+    clock = time.time
+    monkeypatch.setattr(time, "time", lambda: clock() - 86_400)
+    a, b = servers("a"), servers("b")
+    now = time.time()
+    a.insert(job(1, submitted_at=now, deadline_at=now + 600))
+    monkeypatch.undo()
+    b.beat()
+    assert b.get(job(1).id).deadline_at - time.time() == pytest.approx(600, abs=5)
+
+
 # the database
+
+
+def test_a_server_that_freezes_within_a_transaction_keeps_no_job_from_the_others(servers, monkeypatch):
+    monkeypatch.setitem(SESSION, "idle_in_transaction_session_timeout", "500ms")
+    a, b = short(servers), servers("b")
+    a.insert(job(1, state=PROCESSING))
+    with pytest.raises(StoreFailed), a._transaction() as db:  # noqa: PT012 - what the database ends
+        db.execute("SELECT * FROM jobs FOR UPDATE")
+        wait_for_the_end_of_its_lease()
+        b.take_from_the_dead()
+        assert b.claim(9) == []
+        time.sleep(0.5)
+        b.take_from_the_dead()
+        assert numbers(b.claim(9)) == [1]
+        db.execute("SELECT 1")
+
+
+def test_what_another_server_deletes_in_this_moment_is_left_to_it(servers, database, monkeypatch):
+    monkeypatch.setitem(SESSION, "statement_timeout", "500ms")
+    a = servers("a")
+    for number in (1, 2):
+        a.insert(job(number, state=PROCESSING))
+        a.save(job(number, state=COMPLETED, finished_at=1.0, files=(PICTURE,)), media_expires_at=2.0)
+    with psycopg.connect(database) as other:
+        other.execute("SELECT * FROM jobs WHERE id = %s FOR UPDATE", (job(1).id,))
+        other.execute("SELECT * FROM media WHERE media_id = %s FOR UPDATE", (job(1).media_id,))
+        assert a.sweep(now=3.0, result_ttl_s=0.0) == [job(2).media_id]
+    assert a.sweep(now=3.0, result_ttl_s=0.0) == [job(1).media_id]
+
+
+def test_a_busy_server_takes_what_is_nobodys_and_leaves_the_others_theirs(servers):
+    a, b, c = servers("a", places=0), servers("b"), servers("c")
+    a.insert(job(1))
+    b.insert(job(2))
+    b.leave()
+    assert numbers(c.claim(9, of_the_busy=False)) == [2]
+    assert c.claim(9, of_the_busy=False) == []
+
+
+def test_a_database_that_takes_no_writes_is_refused(database):
+    with pytest.raises(DatabaseUnusable, match="read-only"):
+        PostgresJobStore.open(
+            database.replace("options=", "options=-cdefault_transaction_read_only%3Don%20"),
+            name="a",
+            places=1,
+            lease_s=1,
+        )
+
+
+def test_who_waits_behind_a_connection_that_timed_out_is_answered_at_once(servers, monkeypatch):
+    a = servers("a")
+    a._connection.close()
+    tried = []
+
+    def no_answer(address):
+        tried.append(address)
+        time.sleep(1.1)
+        raise psycopg.OperationalError("timeout expired")
+
+    monkeypatch.setattr("server.jobs.postgres_store.connect", no_answer)
+    for _ in range(5):
+        with pytest.raises(StoreFailed, match="does not answer"):
+            a.get(job(1).id)
+    assert len(tried) == 1
+    monkeypatch.undo()
+    time.sleep(1.1)
+    assert a.get(job(1).id) is None
 
 
 def test_a_database_that_went_away_is_said_so_and_used_again_when_it_is_back(postgres):
@@ -324,6 +448,25 @@ def test_a_newer_schema_is_refused_and_left_alone(servers, database):
 def test_migrations_are_numbered_from_one_without_gaps():
     found = [int(path.name[:4]) for path in sorted(MIGRATIONS.glob("*.sql"))]
     assert found == list(range(1, len(found) + 1))
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "postgresql://flux:pass@word@127.0.0.1:1/flux",
+        "postgresql://flux:pass/word@127.0.0.1:1/flux",
+        "postgresql://flux:1/word@127.0.0.1:1/flux",
+        "postgresql://flux:pass?word@127.0.0.1:1/flux",
+        "postgresql://flux:pass#word@127.0.0.1:1/flux",
+        "postgresql://flux:pass:word@127.0.0.1:1/flux",
+        "postgresql://flux:pass%40word@127.0.0.1:1/flux",
+        "postgresql://flux:pass%word@127.0.0.1:1/flux",
+    ],
+)
+def test_no_part_of_a_password_is_told_however_it_is_written(address):
+    with pytest.raises(DatabaseUnusable) as refused:
+        PostgresJobStore.open(address, name="a", places=1, lease_s=1)
+    assert "word" not in str(refused.value).replace("a password, write", "")
 
 
 @pytest.mark.parametrize("address", ["postgresql://nobody@127.0.0.1:1/none", "postgresql://x?nonsense=1"])

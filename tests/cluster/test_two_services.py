@@ -4,11 +4,12 @@ import asyncio
 import time
 from contextlib import asynccontextmanager, contextmanager
 
+import psycopg
 import pytest
 
 import jobs.serving
 from jobs.serving import PATIENCE_S, PHOTO, PICTURE, picture_path, serving, until
-from server.jobs.job import JobNotFound, JobState
+from server.jobs.job import JobNotFound, JobState, StoreFailed
 from server.jobs.places import SharedPlaces
 
 LEASE_S = 1.5
@@ -28,6 +29,7 @@ def service(monkeypatch, database, tmp_path):
         )
 
     monkeypatch.setattr(jobs.serving, "shared_places", shared_places)
+    monkeypatch.setattr("server.jobs.leases.LOOK_EVERY_S", 0.3)
 
     @asynccontextmanager
     async def start(name, **options):
@@ -141,6 +143,105 @@ def test_a_cancel_at_either_server_ends_the_job_at_its_own(service, at):
             await two.service.remove(job_id, key="")
             with pytest.raises(JobNotFound):
                 await one.service.view(job_id, key="")
+
+    run(test())
+
+
+def test_steps_of_a_job_are_told_at_the_other_server(service):
+    async def test():
+        async with service("one", gated=True) as one, service("two") as two:
+            job_id = await one.submit(num_steps=9)
+            await one.processing(job_id)
+            seen = []
+
+            async def listen():
+                async for view in two.service.events(job_id, key=""):
+                    seen.append((view.record.state, view.step, view.seconds_left))
+
+            listening = asyncio.create_task(listen())
+            for step in (1, 2):
+                one.script.run_steps(1)
+                await until(lambda step=step: one.service._runner.live[job_id].step == step)
+                async with asyncio.timeout(2):
+                    while (await two.service.view(job_id, key="")).step != step:  # noqa: ASYNC110
+                        await asyncio.sleep(0.02)
+            one.script.open_gate()
+            await asyncio.wait_for(listening, PATIENCE_S)
+            running = [(step, left) for state, step, left in seen if state is JobState.PROCESSING]
+            assert [step for step, _ in running][:3] == [0, 1, 2]
+            assert running[2][1] > 0
+            assert seen[-1][0] is COMPLETED
+
+    run(test())
+
+
+def test_a_cancel_elsewhere_takes_the_body_with_it(service, tmp_path):
+    async def test():
+        async with service("one", gated=True) as one, service("two") as two:
+            job_id = await one.submit()
+            await one.processing(job_id)
+            await two.service.remove(job_id, key="")
+            assert list((tmp_path / "shared" / "bodies").iterdir()) == []
+            one.script.open_gate()
+
+    run(test())
+
+
+def test_a_result_of_a_job_that_was_deleted_elsewhere_is_none(service, tmp_path):
+    async def test():
+        async with service("one", gated=True) as one, service("two") as two:
+            job_id = await one.submit()
+            await one.processing(job_id)
+            with frozen(one):
+                await two.service.remove(job_id, key="")
+                await two.service.remove(job_id, key="")
+                one.script.open_gate()
+                with pytest.raises(JobNotFound):
+                    await one.ended(job_id)
+                media = tmp_path / "shared" / "media"
+                await until(lambda: list(media.iterdir()) == [])
+
+    run(test())
+
+
+def test_a_submit_whose_answer_from_the_database_was_lost_is_done_all_the_same(service):
+    async def test():
+        async with service("one") as one:
+            store = one.service._storage._store
+            insert = store.insert
+
+            def insert_and_break(*args, **kwargs):
+                insert(*args, **kwargs)
+                raise StoreFailed
+
+            store.insert = insert_and_break
+            with pytest.raises(StoreFailed):
+                await one.submit(idempotency_key="k")
+            store.insert = insert
+            again = await one.submit(idempotency_key="k")
+            assert (await one.ended(again)).state is COMPLETED
+
+    run(test())
+
+
+def test_what_a_dead_server_left_is_taken_up_though_all_others_are_busy(service, database):
+    async def test():
+        async with service("one", gated=True) as one:
+            own = [await one.submit(f"own {number}", key="busy") for number in range(6)]
+            await one.processing(own[0], key="busy")
+            left = await one.submit("left")
+            with psycopg.connect(database, autocommit=True) as connection:
+                connection.execute(
+                    "UPDATE jobs SET owner = NULL, media_id = %s WHERE id = %s", ("f" * 32, left)
+                )
+            await until(lambda: left not in one.service._runner.live)
+            await until(lambda: left in one.service._runner.live)
+            one.script.open_gate()
+            assert (await one.ended(left)).state is COMPLETED
+            assert {(await one.ended(job_id)).state for job_id in own} == {COMPLETED}
+            assert one.registry.get_sample_value("flux_pulid_jobs_taken_over_total") == 1
+            assert one.registry.get_sample_value("flux_pulid_leases_lost_total") == 1
+            assert one.registry.get_sample_value("flux_pulid_leases_held") is not None
 
     run(test())
 
