@@ -16,7 +16,7 @@ from server.jobs.store import DatabaseUnusable, NameTaken
 
 QUEUED, PROCESSING, COMPLETED, FAILED = JobState
 PICTURE = JobFile(name="0.webp", content_type="image/webp", width=896, height=1152, size=123_456)
-LEASE_S = 0.3
+LEASE_S = 0.1
 
 
 def job(number, **changes):
@@ -105,10 +105,10 @@ def test_a_call_of_a_dead_server_is_failed_for_nobody_waits(servers):
 
 
 def test_a_server_that_beats_is_not_dead(servers):
-    a, b = short(servers), servers("b")
+    a, b = servers("a", lease_s=0.6), servers("b")
     a.insert(job(1))
-    for _ in range(4):
-        time.sleep(LEASE_S / 2)
+    for _ in range(3):
+        time.sleep(0.3)
         assert a.beat() == {job(1).id: job(1).media_id}
         b.take_from_the_dead()
     assert b.claim(9) == []
@@ -394,16 +394,17 @@ def test_who_waits_behind_a_connection_that_timed_out_is_answered_at_once(server
 
     def no_answer(address):
         tried.append(address)
-        time.sleep(1.1)
+        time.sleep(0.25)
         raise psycopg.OperationalError("timeout expired")
 
+    monkeypatch.setattr("server.jobs.postgres_store._PATIENT_S", 0.2)
     monkeypatch.setattr("server.jobs.postgres_store.connect", no_answer)
     for _ in range(5):
         with pytest.raises(StoreFailed, match="does not answer"):
             a.get(job(1).id)
     assert len(tried) == 1
     monkeypatch.undo()
-    time.sleep(1.1)
+    time.sleep(0.2)
     assert a.get(job(1).id) is None
 
 

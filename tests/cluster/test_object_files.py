@@ -127,17 +127,27 @@ def test_names_are_checked_before_they_become_paths(folder):
             read()
 
 
-def test_a_store_that_does_not_answer_is_a_store_that_failed(monkeypatch):
+@pytest.fixture
+def nobody(monkeypatch):
+    """A store that does not answer."""
     for name, value in {**KEYS, "AWS_ENDPOINT_URL": "http://127.0.0.1:1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("server.jobs.object_files.PATIENCE_S", 2)
-    folder = ObjectFolder("s3://pictures/x")
+    return "s3://pictures/x"
+
+
+@pytest.mark.release
+def test_a_store_that_does_not_answer_is_a_store_that_failed(nobody):
+    folder = ObjectFolder(nobody)
     with pytest.raises(StoreFailed):
         ObjectBodies(folder).write(JOB, b"body")
     with pytest.raises(OSError, match="does not answer"):
         ObjectMedia(folder).read(MEDIA, "0.png")
+
+
+def test_a_store_that_does_not_answer_at_start_is_explained(nobody):
     with pytest.raises(MediaPlaceUnusable, match="AWS_ENDPOINT_URL"):
-        SharedPlaces(database_url="", media_url="s3://pictures/x", devices=1).open_bodies()
+        SharedPlaces(database_url="", media_url=nobody, devices=1).open_bodies()
 
 
 @pytest.mark.release

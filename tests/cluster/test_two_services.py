@@ -1,6 +1,8 @@
 """Two job services over one database and one folder: a job may be asked for, and end, at either."""
 
 import asyncio
+import os
+import sys
 import time
 from contextlib import asynccontextmanager, contextmanager
 
@@ -9,6 +11,7 @@ import pytest
 
 import jobs.serving
 from jobs.serving import PATIENCE_S, PHOTO, PICTURE, picture_path, serving, until
+from live_server import HERE
 from server.jobs.job import JobNotFound, JobState, StoreFailed
 from server.jobs.places import SharedPlaces
 
@@ -96,6 +99,7 @@ def test_a_job_is_seen_waited_for_and_its_picture_read_at_the_other_server(servi
     run(test())
 
 
+@pytest.mark.release
 def test_its_end_is_heard_sooner_than_anybody_looks(service, monkeypatch):
     monkeypatch.setattr("server.jobs.service.LOOK_EVERY_S", 30.0)
 
@@ -128,7 +132,7 @@ def test_an_idle_server_takes_what_waits_at_a_busy_one(service):
     run(test())
 
 
-@pytest.mark.parametrize("at", ["one", "two"])
+@pytest.mark.parametrize("at", [pytest.param("one", marks=pytest.mark.release), "two"])
 def test_a_cancel_at_either_server_ends_the_job_at_its_own(service, at):
     async def test():
         async with service("one", gated=True) as one, service("two") as two:
@@ -143,6 +147,30 @@ def test_a_cancel_at_either_server_ends_the_job_at_its_own(service, at):
             await two.service.remove(job_id, key="")
             with pytest.raises(JobNotFound):
                 await one.service.view(job_id, key="")
+
+    run(test())
+
+
+def test_a_job_of_a_server_that_was_killed_is_taken_up_by_the_other(service, database, tmp_path):
+    async def test():
+        path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
+        doomed = await asyncio.create_subprocess_exec(
+            *(sys.executable, HERE / "cluster" / "doomed_service.py", database, tmp_path, str(LEASE_S)),
+            env=os.environ | {"PYTHONPATH": path},
+            stdout=asyncio.subprocess.PIPE,
+        )
+        async with service("two") as two:
+            while len(line := await doomed.stdout.readline()) != 33:  # beside what is logged
+                assert line
+            job_id = line.decode().strip()
+            assert await two.state(job_id) is JobState.PROCESSING
+            doomed.kill()
+            killed = time.monotonic()
+            record = await two.ended(job_id)
+            assert (record.state, record.tries) == (COMPLETED, 2)
+            assert time.monotonic() - killed < LEASE_S + PATIENCE_S / 4
+            assert picture_path(two, record).exists()
+            await doomed.wait()
 
     run(test())
 
@@ -175,6 +203,7 @@ def test_steps_of_a_job_are_told_at_the_other_server(service):
     run(test())
 
 
+@pytest.mark.release
 def test_a_cancel_elsewhere_takes_the_body_with_it(service, tmp_path):
     async def test():
         async with service("one", gated=True) as one, service("two") as two:
@@ -204,6 +233,7 @@ def test_a_result_of_a_job_that_was_deleted_elsewhere_is_none(service, tmp_path)
     run(test())
 
 
+@pytest.mark.release
 def test_a_submit_whose_answer_from_the_database_was_lost_is_done_all_the_same(service):
     async def test():
         async with service("one") as one:
@@ -266,6 +296,7 @@ def test_a_late_result_of_a_server_that_was_frozen_is_dropped_with_its_pictures(
     run(test())
 
 
+@pytest.mark.release
 def test_a_call_of_v1_at_a_server_that_was_taken_for_dead_hears_that_it_was_interrupted(service):
     async def test():
         async with service("one", gated=True) as one, service("two") as two:
@@ -280,6 +311,7 @@ def test_a_call_of_v1_at_a_server_that_was_taken_for_dead_hears_that_it_was_inte
     run(test())
 
 
+@pytest.mark.release
 def test_a_server_that_drains_gives_what_waits_to_the_other_at_once(service):
     async def test():
         async with service("one", gated=True) as one, service("two") as two:
@@ -294,6 +326,7 @@ def test_a_server_that_drains_gives_what_waits_to_the_other_at_once(service):
     run(test())
 
 
+@pytest.mark.release
 def test_a_job_nobody_here_knows_although_it_is_ours_is_taken_up(service):
     """Its row was committed, and the connection broke before anybody heard of it."""
 
