@@ -79,13 +79,15 @@ def _patch(objects: list[Object], patch: Object) -> None:
     target = patch["target"]
     found = find(objects, target["kind"], target["name"])
     for step in yaml.safe_load(patch["patch"]):
-        if step["op"] != "replace":
+        if step["op"] not in ("add", "replace"):
             raise NotKnown(f"the operation {step['op']} in a patch")
         *way, last = (int(part) if part.isdecimal() else part for part in step["path"].split("/")[1:])
         place: Any = found
         for part in way:
             place = place[part]
-        place[last]  # it replaces only what is there
+        is_there = last in place if isinstance(place, dict) else last < len(place)
+        if is_there is (step["op"] == "add"):  # Kustomize would replace what is there, or insert beside it
+            raise KeyError(step["path"])
         place[last] = step["value"]
 
 
@@ -101,7 +103,7 @@ def _rename(objects: list[Object], made: Object) -> None:
     for item in objects:
         for container in containers_in(item) if item["kind"] in FOLLOWED else []:
             for source in container.get("envFrom", []):
-                if source["configMapRef"]["name"] == old:
+                if source.get("configMapRef", {}).get("name") == old:
                     source["configMapRef"]["name"] = made["metadata"]["name"]
 
 

@@ -16,7 +16,7 @@ from docs.project_files import ROOT, project_files, text_of
 from pulid.profiles import PROFILES
 from server.app import create_app
 from server.engines import require_fitting
-from server.settings import Settings, load_settings
+from server.settings import Settings, SettingsError, load_settings
 
 FOLDER = ROOT / "configs" / "kubernetes"
 APPLIED = (
@@ -24,9 +24,12 @@ APPLIED = (
     "overlays/model-files-shared",
     "overlays/single-gpu",
     "overlays/multi-gpu",
+    "overlays/several-servers",
     "overlays/kuberay",
 )
 WITH_ONE_SERVER = ("overlays/single-gpu", "overlays/multi-gpu")
+WITH_SERVERS = (*WITH_ONE_SERVER, "overlays/several-servers")
+SHARING = ("overlays/several-servers", "overlays/kuberay")
 VERSIONS = ("1.32", "1.37")  # of Kubernetes: the oldest and the newest that kubernetes-validate knows
 CUSTOM = {"RayService"}  # no schema of Kubernetes has them
 USER = 10001
@@ -48,9 +51,21 @@ def objects(built, request):
     return built[request.param]
 
 
-@pytest.fixture(params=WITH_ONE_SERVER)
+@pytest.fixture(params=WITH_SERVERS)
 def server(built, request):
-    """The objects of an overlay with one server."""
+    """The objects of an overlay with servers in pods of their own."""
+    return built[request.param]
+
+
+@pytest.fixture(params=WITH_ONE_SERVER)
+def lone_server(built, request):
+    """The objects of an overlay with one server, which shares nothing."""
+    return built[request.param]
+
+
+@pytest.fixture(params=SHARING)
+def sharing(built, request):
+    """The objects of an overlay with servers that share their jobs."""
     return built[request.param]
 
 
@@ -64,8 +79,10 @@ def container_of(objects):
 
 
 def environment_of(objects, container):
-    """Names and values that a container gets; of a Secret the name alone."""
-    sources = [source["configMapRef"]["name"] for source in container.get("envFrom", [])]
+    """Names and values that a container gets; of a Secret the name alone, where it is named."""
+    sources = [
+        source["configMapRef"]["name"] for source in container.get("envFrom", []) if "configMapRef" in source
+    ]
     given = {
         key: value for name in sources for key, value in find(objects, "ConfigMap", name)["data"].items()
     }
@@ -114,7 +131,7 @@ def test_everything_is_in_the_namespace_that_has_the_walls(objects):
 
 
 def test_deleting_a_server_leaves_the_namespace_and_the_model_files(built):
-    for name in (*WITH_ONE_SERVER, "overlays/kuberay"):
+    for name in (*WITH_SERVERS, "overlays/kuberay"):
         kinds = {(item["kind"], item["metadata"]["name"]) for item in built[name]}
         assert not kinds & {("Namespace", "flux-pulid"), ("PersistentVolumeClaim", "model-files")}
 
@@ -160,9 +177,10 @@ def test_a_patch_of_what_is_not_there_is_refused(tmp_path):
 
 def test_every_variable_is_a_setting_or_the_token_of_the_hub(objects):
     ours = {f"FLUX_PULID_{name.upper()}" for name in Settings.model_fields}
+    others = {"HF_TOKEN", "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"}
     for item in objects:
         for container in containers_in(item):
-            assert set(environment_of(objects, container)) <= ours | {"HF_TOKEN"}
+            assert set(environment_of(objects, container)) <= ours | others
 
 
 def test_the_settings_are_accepted_as_image_and_overlay_together_give_them(objects, monkeypatch):
@@ -214,7 +232,8 @@ def test_a_pod_is_given_longer_to_end_than_the_server_takes_to_drain(objects):
     for template in long_lived:
         (container,) = template["spec"]["containers"]
         drain_s = float(environment_of(objects, container)["FLUX_PULID_DRAIN_S"])
-        assert template["spec"]["terminationGracePeriodSeconds"] >= drain_s + 20
+        before_s = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
+        assert template["spec"]["terminationGracePeriodSeconds"] >= before_s + drain_s + 20
 
 
 def test_what_the_services_and_policies_select_is_there(objects):
@@ -224,6 +243,8 @@ def test_what_the_services_and_policies_select_is_there(objects):
         if item["kind"] in ("NetworkPolicy", "PodDisruptionBudget"):
             chosen = item["spec"].get("podSelector", item["spec"].get("selector"))
             selector = chosen.get("matchLabels", {})
+        if item["metadata"]["name"] == "shared-state-egress":
+            continue  # of two kinds of servers, of which an overlay has one
         if selector is not None:
             assert any(selector.items() <= these for these in labels)
 
@@ -231,10 +252,10 @@ def test_what_the_services_and_policies_select_is_there(objects):
 # one server for each data folder
 
 
-def test_one_server_uses_the_data_folder_and_ends_before_the_next_begins(server):
+def test_one_server_uses_the_data_folder_and_ends_before_the_next_begins(lone_server):
     users = [
         item
-        for item in server
+        for item in lone_server
         for template in pod_templates_in(item)
         for volume in template["spec"]["volumes"]
         if volume.get("persistentVolumeClaim", {}).get("claimName") == "data"
@@ -242,17 +263,55 @@ def test_one_server_uses_the_data_folder_and_ends_before_the_next_begins(server)
     (deployment,) = users
     assert deployment["spec"]["replicas"] == 1
     assert deployment["spec"]["strategy"] == {"type": "Recreate"}
-    assert find(server, "PersistentVolumeClaim", "data")["spec"]["accessModes"] == ["ReadWriteOnce"]
+    assert find(lone_server, "PersistentVolumeClaim", "data")["spec"]["accessModes"] == ["ReadWriteOnce"]
 
 
-def test_of_a_ray_cluster_the_head_alone_has_the_data_folder(built):
-    ray = find(built["overlays/kuberay"], "RayService", "flux-pulid")
-    having = [
-        template["metadata"]["labels"]["app.kubernetes.io/component"]
-        for template in pod_templates_in(ray)
-        if {"name": "data", "persistentVolumeClaim": {"claimName": "data"}} in template["spec"]["volumes"]
-    ]
-    assert having == ["head"]
+# servers that share their jobs
+
+
+def test_servers_that_share_their_jobs_have_data_folders_of_their_own_and_no_claim(sharing):
+    assert not [item for item in sharing if item["kind"] == "PersistentVolumeClaim"]
+    for template in templates(sharing):
+        (container,) = template["spec"]["containers"]
+        (mounted,) = [mount["name"] for mount in container["volumeMounts"] if mount["mountPath"] == "/data"]
+        (volume,) = [volume for volume in template["spec"]["volumes"] if volume["name"] == mounted]
+        assert set(volume) == {"name", "emptyDir"}
+
+
+def test_what_they_share_comes_from_a_secret_as_settings_of_both(sharing):
+    for template in templates(sharing):
+        (container,) = template["spec"]["containers"]
+        assert {"secretRef": {"name": "shared-state"}} in container["envFrom"]
+    with pytest.raises(SettingsError, match="go together"):  # so a half of it is noticed
+        load_settings(flags={"database_url": "postgresql://a/b"})
+
+
+def test_one_of_them_is_replaced_after_the_other(built):
+    objects = built["overlays/several-servers"]
+    deployment = find(objects, "Deployment", "flux-pulid")["spec"]
+    assert deployment["strategy"] == {
+        "type": "RollingUpdate",
+        "rollingUpdate": {"maxUnavailable": 1, "maxSurge": 0},
+    }
+    budget = find(objects, "PodDisruptionBudget", "servers")["spec"]
+    assert deployment["replicas"] == budget["minAvailable"] + 1
+    assert container_of(objects)["lifecycle"]["preStop"]["sleep"]["seconds"] >= 5
+
+
+def test_the_way_to_what_they_share_is_open_to_servers_alone_and_leads_nowhere_until_it_is_filled_in(sharing):
+    policy = find(sharing, "NetworkPolicy", "shared-state-egress")["spec"]
+    (chosen,) = policy["podSelector"]["matchExpressions"]
+    assert (chosen["key"], chosen["operator"]) == ("app.kubernetes.io/name", "In")
+    names = {template["metadata"]["labels"]["app.kubernetes.io/name"] for template in templates(sharing)}
+    assert names < set(chosen["values"])
+    assert "flux-pulid-fetch" not in chosen["values"]
+    assert policy["policyTypes"] == ["Egress"]
+    for rule in policy["egress"]:
+        (to,) = rule["to"]
+        network = ipaddress.ip_network(to["ipBlock"]["cidr"])
+        assert network.subnet_of(ipaddress.ip_network("192.0.2.0/24"))  # RFC 5737: for documents
+        assert network.num_addresses == 1
+        assert [entry["protocol"] for entry in rule["ports"]] == ["TCP"]
 
 
 def test_every_claim_of_a_pod_is_made_by_its_overlay_or_with_the_model_files(built):
@@ -329,7 +388,7 @@ def test_a_job_fetches_the_model_files_and_does_nothing_else(built):
 
 def test_gpus_are_asked_for_and_as_many_as_the_setting_means(built):
     asked = {}
-    for name in WITH_ONE_SERVER:
+    for name in WITH_SERVERS:
         container = container_of(built[name])
         resources = container["resources"]
         assert resources["requests"]["nvidia.com/gpu"] == resources["limits"]["nvidia.com/gpu"]
@@ -494,8 +553,16 @@ def test_the_version_of_ray_is_the_pinned_one(ray):
 def test_ray_serves_one_application_at_the_root(ray):
     said = yaml.safe_load(ray["serveConfigV2"])
     (application,) = said["applications"]
-    assert application == {"name": "flux-pulid", "import_path": "server.ray_serve:app", "route_prefix": "/"}
+    arguments = application.pop("args")
+    assert application == {
+        "name": "flux-pulid",
+        "import_path": "server.ray_serve:build_app",
+        "route_prefix": "/",
+    }
     assert said["http_options"]["port"] == 8000
+    (group,) = ray["rayClusterConfig"]["workerGroupSpecs"]
+    assert arguments["min_engines"] == arguments["max_engines"] == group["replicas"]
+    assert arguments["settings"].keys() <= Settings.model_fields.keys()
 
 
 def test_each_worker_of_ray_is_told_of_the_gpus_that_it_has(ray):
