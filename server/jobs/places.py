@@ -5,6 +5,7 @@ The libraries for it are an extra, and are loaded here alone, when somebody asks
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Collection
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -14,12 +15,15 @@ from urllib.parse import unquote, urlsplit
 
 from pulid.errors import SetupError
 from server.jobs.files import BodyStore, JobBodies, MediaFiles, MediaStore
+from server.jobs.job import StoreFailed
 
 if TYPE_CHECKING:
+    from server.jobs.object_files import ObjectFolder
     from server.jobs.postgres_notices import Notices
     from server.jobs.postgres_schema import DatabaseFacts
     from server.jobs.postgres_store import PostgresJobStore
 
+_MARK = "place-id"
 LEASE_S = 10.0  # that a server may say nothing before others take up its jobs
 
 
@@ -72,7 +76,44 @@ class SharedPlaces:
             places=self.places,
             lease_s=self.lease_s,
             unfinished_per_key=self.unfinished_per_key,
+            agree=self._agree,
         )
+
+    def _agree(self, mark: str | None) -> str:
+        """The mark of the place. A server that keeps files elsewhere would lose the others' jobs.
+
+        Raises MediaPlaceUnusable.
+        """
+        found = self._mark()
+        if mark is None and found is None:
+            self._set_mark(found := secrets.token_hex(16))
+        if found is None or mark not in (None, found):
+            raise MediaPlaceUnusable(
+                f"MEDIA_URL = {self.media_url!r} is not where the other servers of this database keep their "
+                f"files: its file {_MARK} is {'missing' if found is None else 'of another place'}. Look at "
+                "the address, and whether a folder is mounted. Where the files were moved on purpose, move "
+                f"{_MARK} along with them."
+            )
+        return found
+
+    def _mark(self) -> str | None:
+        try:
+            if (folder := folder_of(self.media_url)) is not None:
+                return (folder / _MARK).read_text().strip()
+            return self._bucket().get(_MARK).decode().strip()
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as exc:
+            raise self._unusable(exc) from exc
+
+    def _set_mark(self, mark: str) -> None:
+        try:
+            if (folder := folder_of(self.media_url)) is not None:
+                (folder / _MARK).write_text(mark)
+            else:
+                self._bucket().put(_MARK, mark.encode())
+        except (OSError, StoreFailed) as exc:
+            raise self._unusable(exc) from exc
 
     def notices(self, name: str) -> Notices:
         from server.jobs.postgres_notices import Notices
@@ -85,27 +126,35 @@ class SharedPlaces:
             bodies = self._bodies()
             bodies.probe()
         except Exception as exc:
-            reason = str(exc.__cause__ or exc).partition("\n")[0].rstrip(".")
-            raise MediaPlaceUnusable(
-                f"MEDIA_URL = {self.media_url!r} cannot be written: {reason}. Look at the "
-                "address, and at the owner of a folder; or at the variables AWS_ENDPOINT_URL, "
-                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY of a bucket."
-            ) from exc
+            raise self._unusable(exc) from exc
         return bodies
+
+    def _unusable(self, exc: Exception) -> MediaPlaceUnusable:
+        reason = str(exc.__cause__ or exc).partition("\n")[0].rstrip(".")
+        return MediaPlaceUnusable(
+            f"MEDIA_URL = {self.media_url!r} cannot be written: {reason}. Look at the "
+            "address, and at the owner of a folder; or at the variables AWS_ENDPOINT_URL, "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY of a bucket."
+        )
 
     def _bodies(self) -> BodyStore:
         if (folder := folder_of(self.media_url)) is not None:
             return JobBodies(_made(folder / "bodies"))
-        from server.jobs.object_files import ObjectBodies, ObjectFolder
+        from server.jobs.object_files import ObjectBodies
 
-        return ObjectBodies(ObjectFolder(self.media_url))
+        return ObjectBodies(self._bucket())
 
     def media(self) -> MediaStore:
         if (folder := folder_of(self.media_url)) is not None:
             return MediaFiles(folder / "media")
-        from server.jobs.object_files import ObjectFolder, ObjectMedia
+        from server.jobs.object_files import ObjectMedia
 
-        return ObjectMedia(ObjectFolder(self.media_url))
+        return ObjectMedia(self._bucket())
+
+    def _bucket(self) -> ObjectFolder:
+        from server.jobs.object_files import ObjectFolder
+
+        return ObjectFolder(self.media_url)
 
     def make_media_folder(self) -> None:
         if (folder := folder_of(self.media_url)) is not None:

@@ -42,7 +42,7 @@ _NO_ADDRESS = (
     "DATABASE_URL is not an address of a PostgreSQL database. In a password, write signs such as @ : / ? # % "
     "as %40 %3A %2F %3F %23 %25."
 )
-_STARTING = 0x666C7578  # "flux": the advisory lock of servers that start
+STARTING = 0x666C7578  # "flux": the advisory lock of servers that start
 
 Connection = psycopg.Connection[DictRow]
 
@@ -140,7 +140,10 @@ def migrate(connection: Connection, migrations: Path = MIGRATIONS) -> None:
     """Bring the schema to the newest version, or leave it. Raises DatabaseUnusable for a newer one."""
     files = _files(migrations)
     with connection.transaction():
-        connection.execute("SELECT pg_advisory_xact_lock(%s)", (_STARTING,))
+        connection.execute(
+            "SET LOCAL statement_timeout TO 0"
+        )  # tables may be large, and others wait for this
+        connection.execute("SELECT pg_advisory_xact_lock(%s)", (STARTING,))
         connection.execute("CREATE TABLE IF NOT EXISTS flux_pulid_schema (version INTEGER NOT NULL)")
         version = _version(connection)
         _require_known(version, len(files))

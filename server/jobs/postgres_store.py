@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,7 +30,7 @@ from server.jobs.job import (
     StoreFailed,
     StoreFull,
 )
-from server.jobs.postgres_schema import Connection, connect, migrate, unusable, with_defaults
+from server.jobs.postgres_schema import STARTING, Connection, connect, migrate, unusable, with_defaults
 from server.jobs.rows import CHANGING, COLUMNS, files_of, json_of, record_of, row_of
 from server.jobs.store import NameTaken
 
@@ -65,11 +65,19 @@ class PostgresJobStore:
 
     @classmethod
     def open(
-        cls, url: str, *, name: str, places: int, lease_s: float, unfinished_per_key: int = 0
+        cls,
+        url: str,
+        *,
+        name: str,
+        places: int,
+        lease_s: float,
+        unfinished_per_key: int = 0,
+        agree: Callable[[str | None], str] | None = None,
     ) -> PostgresJobStore:
         """Migrate the database and be a server of it. What an earlier life of it owned is nobody's.
 
-        Raises DatabaseUnusable.
+        `agree` is told the mark of the place where all servers keep their files, None before there is
+        one, and returns it; what it raises is raised. Raises DatabaseUnusable.
         """
         try:
             store = cls(
@@ -83,6 +91,8 @@ class PostgresJobStore:
             raise unusable(exc) from exc
         try:
             migrate(store._connection)
+            if agree is not None:
+                store._agree(agree)
             store._register()
         except psycopg.Error as exc:
             store.close()
@@ -226,7 +236,22 @@ class PostgresJobStore:
         with self._transaction() as db:
             db.execute("UPDATE servers SET places = places WHERE id = %s", (self._name,))
 
+    def _agree(self, agree: Callable[[str | None], str]) -> None:
+        """Servers that start at once agree one after the other."""
+        with self._connection.transaction():
+            self._connection.execute("SELECT pg_advisory_xact_lock(%s)", (STARTING,))
+            row = self._connection.execute("SELECT mark FROM place").fetchone()
+            mark = agree(row["mark"] if row else None)
+            if row is None:
+                self._connection.execute("INSERT INTO place VALUES (%s)", (mark,))
+
     # leases
+
+    def keeps_house(self) -> bool:
+        rows = self._rows(
+            "SELECT min(id) = %s AS keeps FROM servers WHERE alive_until >= clock_timestamp()", self._name
+        )
+        return bool(rows[0]["keeps"])
 
     def _register(self) -> None:
         with self._connection.transaction():

@@ -280,6 +280,8 @@ class JobStorage:
 
     async def _clear_shared(self, leases: SharedJobStore) -> None:
         """What servers that died have left. Bodies hold photos, so they go soon; pictures may wait."""
+        if not await self._db(leases.keeps_house):
+            return
         unfinished = await self._db(leases.unfinished_media)
         await self._files(partial(self._bodies.delete_others, unfinished, older_than_s=BODY_WITHOUT_JOB_S))
         if time.monotonic() < self._media_cleared_at + MEDIA_WITHOUT_JOB_S:

@@ -153,6 +153,10 @@ class SharedJobStore(JobStore, Protocol):
         """The media id, by job id, of the unfinished jobs of all servers."""
         ...
 
+    def keeps_house(self) -> bool:
+        """Whether it is this of all living servers that clears away what no record knows."""
+        ...
+
     def seize(self, ended: JobRecord) -> JobRecord | None:
         """End a job, whoever has it. The record in the store: this one, or how it had ended before."""
         ...

@@ -377,6 +377,13 @@ def test_a_busy_server_takes_what_is_nobodys_and_leaves_the_others_theirs(server
     assert c.claim(9, of_the_busy=False) == []
 
 
+def test_one_of_the_living_keeps_house(servers):
+    a, b = short(servers), servers("b")
+    assert (a.keeps_house(), b.keeps_house()) == (True, False)
+    wait_for_the_end_of_its_lease()
+    assert b.keeps_house()
+
+
 def test_a_database_that_takes_no_writes_is_refused(database):
     with pytest.raises(DatabaseUnusable, match="read-only"):
         PostgresJobStore.open(

@@ -3,7 +3,7 @@
 import pytest
 
 from server.app import shared_places
-from server.jobs.places import folder_of
+from server.jobs.places import MediaPlaceUnusable, SharedPlaces, folder_of
 from server.settings import SettingsError, describe, load_settings
 
 DATABASE = "postgresql://flux:secret-word@db.internal/flux"
@@ -52,3 +52,20 @@ def test_a_password_is_shown_nowhere():
 def test_a_folder_may_have_any_name():
     assert str(folder_of("file:///srv/shared%20folder")) == "/srv/shared folder"
     assert folder_of("s3://pictures") is None
+
+
+def test_a_server_that_keeps_its_files_elsewhere_does_not_start(database, tmp_path):
+    def start(folder):
+        places = SharedPlaces(database_url=database, media_url=f"file://{tmp_path}/{folder}", devices=1)
+        places.open_bodies()
+        places.open_store("a").close()
+
+    start("shared")
+    start("shared")
+    with pytest.raises(MediaPlaceUnusable, match="place-id is missing"):  # not mounted, perhaps
+        start("elsewhere")
+    (tmp_path / "elsewhere" / "place-id").write_text("of other servers")
+    with pytest.raises(MediaPlaceUnusable, match="of another place"):
+        start("elsewhere")
+    (tmp_path / "elsewhere" / "place-id").write_bytes((tmp_path / "shared" / "place-id").read_bytes())
+    start("elsewhere")

@@ -9,6 +9,10 @@ CREATE TABLE servers (
     alive_until TIMESTAMPTZ NOT NULL
 );
 
+CREATE TABLE place ( -- of bodies and pictures; one row
+    mark TEXT NOT NULL -- what its file place-id holds
+);
+
 CREATE TABLE jobs (
     number BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     id TEXT NOT NULL UNIQUE,
