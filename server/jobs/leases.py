@@ -74,7 +74,7 @@ class JobLeases:
             changed.set()
         if job_id in self._live:
             self._doubt.set()  # whose is it?
-        if not job_id and self._room():
+        if not job_id and (self._room() or 0) > 0:
             self.wake()
 
     def hear_steps(self, told: str) -> None:

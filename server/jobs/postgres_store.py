@@ -35,6 +35,7 @@ from server.jobs.rows import CHANGING, COLUMNS, files_of, json_of, record_of, ro
 from server.jobs.store import NameTaken
 
 CHANNEL = "flux_pulid_jobs"
+SWEPT_AT_ONCE = 5000  # jobs, and pictures of so many: less than a statement may take
 STEPS = "steps "  # how a notice begins that changes no job
 INTERRUPTED = "The server stopped before this picture was done. Send the request again."
 
@@ -209,18 +210,18 @@ class PostgresJobStore:
         return next((file for file in files if file.name == name), None)
 
     def sweep(self, *, now: float, result_ttl_s: float) -> list[str]:
-        """What another server deletes in this moment it leaves to it."""
+        """What another server deletes in this moment is left to it, what is too much to the next time."""
         now = self._clock.there(now)
         with self._transaction() as db:
             db.execute(
                 "DELETE FROM jobs WHERE number IN (SELECT number FROM jobs WHERE "
-                "state IN ('COMPLETED', 'FAILED') AND finished_at <= %s FOR UPDATE SKIP LOCKED)",
-                (now - result_ttl_s,),
+                "state IN ('COMPLETED', 'FAILED') AND finished_at <= %s LIMIT %s FOR UPDATE SKIP LOCKED)",
+                (now - result_ttl_s, SWEPT_AT_ONCE),
             )
             expired = db.execute(
                 "DELETE FROM media WHERE media_id IN (SELECT media_id FROM media WHERE expires_at <= %s "
-                "FOR UPDATE SKIP LOCKED) RETURNING media_id",
-                (now,),
+                "LIMIT %s FOR UPDATE SKIP LOCKED) RETURNING media_id",
+                (now, SWEPT_AT_ONCE),
             )
             return [row["media_id"] for row in expired]
 

@@ -26,8 +26,11 @@ class ProgressElsewhere:
         self._of: OrderedDict[str, Progress] = OrderedDict()  # the longest unheard of first
 
     def hear(self, told: str) -> list[str]:
-        """What another server has told. The jobs it is about."""
-        heard = dict(_read(told))
+        """What another server has told. The jobs it is about; none, if it speaks as a later version may."""
+        try:
+            heard = dict(_read(told))
+        except ValueError:
+            return []
         for job_id, progress in heard.items():
             self._of[job_id] = progress
             self._of.move_to_end(job_id)

@@ -19,6 +19,7 @@ from failures.books import a_request
 from fakes import Script
 
 JOBS = 200
+STEPS = 12  # of 0.05 s: all four workers are busy all the time, so a kill meets a job
 KILL_EVERY_S = 1.5
 A_JOB_S = 3.0  # the longest, with room for a busy machine
 PATIENCE_S = 240.0
@@ -76,7 +77,10 @@ class Stream(threading.Thread):
             return None
         try:
             answer = httpx.post(
-                f"{server.url}/v2/flux-pulid", json=a_request(prompt, seed=seed), timeout=10, trust_env=False
+                f"{server.url}/v2/flux-pulid",
+                json=a_request(prompt, seed=seed, num_steps=STEPS),
+                timeout=10,
+                trust_env=False,
             )
         except httpx.TransportError:
             return None

@@ -377,6 +377,17 @@ def test_a_busy_server_takes_what_is_nobodys_and_leaves_the_others_theirs(server
     assert c.claim(9, of_the_busy=False) == []
 
 
+def test_what_is_too_much_for_one_sweep_is_left_to_the_next(servers, monkeypatch):
+    monkeypatch.setattr("server.jobs.postgres_store.SWEPT_AT_ONCE", 1)
+    a = servers("a")
+    for number in (1, 2):
+        a.insert(job(number, state=PROCESSING))
+        a.save(job(number, state=COMPLETED, finished_at=1.0, files=(PICTURE,)), media_expires_at=2.0)
+    swept = [a.sweep(now=3.0, result_ttl_s=0.0) for _ in range(3)]
+    assert sorted(map(len, swept)) == [0, 1, 1]
+    assert [a.get(job(number).id) for number in (1, 2)] == [None, None]
+
+
 def test_one_of_the_living_keeps_house(servers):
     a, b = short(servers), servers("b")
     assert (a.keeps_house(), b.keeps_house()) == (True, False)
