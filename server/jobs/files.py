@@ -23,7 +23,7 @@ from typing import Literal, Protocol
 from PIL import Image
 
 from pulid.engine import RgbImage
-from server.jobs.job import JobFile, StoreFull
+from server.jobs.job import JobFile, StoreFailed, StoreFull
 
 MAX_PHOTOS = 8  # of one job
 
@@ -196,16 +196,18 @@ class MediaFiles:
         return cls(folder)
 
     def save(self, media_id: str, files: Sequence[ImageFile]) -> tuple[JobFile, ...]:
-        """Store all pictures of a job or none; on return they survive a power cut. Raises StoreFull."""
+        """Store all pictures of a job or none; on return they survive a power cut. Raises StoreFailed."""
         folder = self._folder_of(media_id)
         named = {f"{index}.{file.format}": file for index, file in enumerate(files)}
-        with _no_room_is_store_full():
-            try:
+        try:
+            with _no_room_is_store_full():
                 _put_folder(folder, {name: file.data for name, file in named.items()})
-            except BaseException:
-                for unfinished in (_temporary(folder), folder):
-                    _discard(unfinished, named)
-                raise
+        except BaseException as exc:
+            for unfinished in (_temporary(folder), folder):
+                _discard(unfinished, named)
+            if isinstance(exc, OSError):
+                raise StoreFailed from exc
+            raise
         return tuple(job_file(name, file) for name, file in named.items())
 
     def path(self, media_id: str, name: str) -> Path:

@@ -525,6 +525,8 @@ class JobRunner:
         if not may_retry or job.failures >= MAX_TRIES or job.record.tries >= MAX_TRIES:
             self.end(job, error=about(error, job.places))
             return
+        if isinstance(error, StoreFailed):
+            self._storage.pictures_failed()
         self._dispatcher.forget(job)
         self._requeue(job)
         self._spawn(self._retry_later(job))

@@ -43,6 +43,7 @@ T = TypeVar("T")
 MIN_FREE_BYTES = 256 * 2**20  # below this nothing new is accepted
 BODY_WITHOUT_JOB_S = 300.0  # a body is written before its row, and its row ends before it is deleted
 MEDIA_WITHOUT_JOB_S = 3600.0
+_RECORDS, _FILES, _PHOTOS = "records", "files", "photos"  # what is written, to places of their own
 TRY_AGAIN_S = 2.0  # until what the disk has refused is tried again
 
 
@@ -57,7 +58,7 @@ class JobStorage:
         self.media: MediaStore = MediaFiles(self._data_dir.media) if shared is None else shared.media()
         self.leases: SharedJobStore | None = None  # the store, where it is one of several servers
         self._media_cleared_at = 0.0
-        self._is_failing = False
+        self._failing: set[str] = set()  # places whose last write did not go well
         self._undeleted: set[str] = set()  # media whose rows are gone, and whose files would not go
 
     async def open(self) -> None:
@@ -99,7 +100,7 @@ class JobStorage:
     @property
     def is_failing(self) -> bool:
         """The last write did not go well."""
-        return self._is_failing
+        return bool(self._failing)
 
     async def room(self) -> None:
         """Return when what the disk has refused may be tried again."""
@@ -110,10 +111,14 @@ class JobStorage:
 
     async def probe(self) -> None:
         """Where the last write did not go well, try whether one does now."""
-
-        if self._is_failing:
-            with suppress(StoreFailed), self._writing():
-                await self._files(self._bodies.probe)
+        if not self._failing:
+            return
+        with suppress(StoreFailed), self._writing(_FILES), self._writing(_PHOTOS):
+            await self._files(self._bodies.probe)
+            if self.shared is None:
+                await self._db(self._store.probe)
+        if self.shared is not None:
+            with suppress(StoreFailed), self._writing(_RECORDS):
                 await self._db(self._store.probe)
 
     # records
@@ -137,10 +142,11 @@ class JobStorage:
                     self._bodies.delete(record.id)
             return stored
 
-        with self._writing():
-            digest = b"" if idempotency_key is None else await digest_of(body)
-            if keep_body:
+        digest = b"" if idempotency_key is None else await digest_of(body)
+        if keep_body:
+            with self._writing(_FILES):
                 await anyio.to_thread.run_sync(self._bodies.write, record.id, body)
+        with self._writing(_RECORDS):
             if self.shared is None:
                 return await self._db(insert, digest)
             return await self._insert_shared(record, partial(insert, digest))
@@ -167,7 +173,7 @@ class JobStorage:
 
     async def save(self, record: JobRecord) -> None:
         """Raises StoreFailed."""
-        with self._writing(), self._gone_is_lost():
+        with self._writing(_RECORDS), self._gone_is_lost():
             await self._db(self._store.save, record)
 
     async def try_save(self, record: JobRecord) -> None:
@@ -188,7 +194,7 @@ class JobStorage:
             if self.shared is None:  # a call waits: not another thread for what is done at once
                 clean()
 
-        with self._writing(), self._gone_is_lost():
+        with self._writing(_RECORDS), self._gone_is_lost():
             await self._db(save)
         if self.shared is not None:
             await self._tidy(clean)
@@ -226,7 +232,7 @@ class JobStorage:
         def write() -> StoreFailed | None:
             data = source()
             try:
-                with self._writing():
+                with self._writing(_PHOTOS):
                     path = self._bodies.write_photo(job_id, number, data)
             except StoreFailed as exc:
                 return type(exc)()
@@ -251,6 +257,11 @@ class JobStorage:
             return [self.media.read(record.media_id, file.name) for file in record.files]
 
         return await anyio.to_thread.run_sync(read)
+
+    def pictures_failed(self) -> None:
+        """A worker could not store them: a shared place is tried until it takes something again."""
+        if self.shared is not None:
+            self._failing.add(_FILES)
 
     async def delete_media(self, media_id: str) -> None:
         await anyio.to_thread.run_sync(self.media.delete, media_id)
@@ -296,13 +307,13 @@ class JobStorage:
 
     async def beat(self) -> dict[str, str]:
         """The media id, by job id, of each unfinished job of this server. Raises StoreFailed or NameTaken."""
-        with self._writing():
+        with self._writing(_RECORDS):
             held = await self._db(self._shared_store.beat)
             await self._db(self._shared_store.take_from_the_dead)
             return held
 
     async def claim(self, at_most: int, *, of_the_busy: bool = True) -> list[JobRecord]:
-        with self._writing():
+        with self._writing(_RECORDS):
             return await self._db(partial(self._shared_store.claim, at_most, of_the_busy=of_the_busy))
 
     async def tell_steps(self, told: str) -> None:
@@ -325,7 +336,7 @@ class JobStorage:
         """End a job that another server has; the record as it is then. None: it is gone."""
         if self.leases is None:
             return await self.get(ended.id)
-        with self._writing():
+        with self._writing(_RECORDS):
             stored = await self._db(self.leases.seize, ended)
         await self._tidy(partial(self._bodies.delete, ended.id))  # whoever has ended it
         return stored
@@ -381,18 +392,22 @@ class JobStorage:
             raise LeaseLost from exc
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Around what writes: what fails is StoreFailed, and remembered until something goes well."""
+    def _writing(self, kind: str) -> Iterator[None]:
+        """Around what writes: what fails is StoreFailed, and remembered until something goes well there.
+
+        All that one server has lies in one place.
+        """
+        place = _RECORDS if self.shared is None else kind
         try:
             yield
         except (StoreFailed, OSError) as exc:
-            if not self._is_failing:
+            if not self._failing:
                 log.warning("data folder not written", **trace_of(exc))
-            self._is_failing = True
+            self._failing.add(place)
             if isinstance(exc, OSError):
                 raise StoreFailed from exc
             raise
-        self._is_failing = False
+        self._failing.discard(place)
 
     async def _db(self, call: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call, *args)

@@ -341,6 +341,44 @@ def test_a_job_nobody_here_knows_although_it_is_ours_is_taken_up(service):
     run(test())
 
 
+def test_a_place_for_files_that_takes_none_is_noticed_though_the_database_is_well(
+    service, monkeypatch, tmp_path
+):
+    monkeypatch.setattr("server.jobs.runner.PROBE_EVERY_S", 0.2)
+
+    async def test():
+        async with service("one") as one:
+            bodies = tmp_path / "shared" / "bodies"
+            bodies.rename(tmp_path / "away")
+            with pytest.raises(StoreFailed):
+                await one.submit()
+            await asyncio.sleep(1.0)  # in which it beats and looks
+            assert one.service.not_ready_reason is not None
+            (tmp_path / "away").rename(bodies)
+            await until(lambda: one.service.not_ready_reason is None)
+            assert (await one.run()).state is COMPLETED
+
+    run(test())
+
+
+def test_pictures_wait_for_their_place_to_take_them_again(service, monkeypatch, tmp_path):
+    monkeypatch.setattr("server.jobs.runner.PROBE_EVERY_S", 0.1)
+    monkeypatch.setattr("server.jobs.storage.TRY_AGAIN_S", 0.1)
+
+    async def test():
+        async with service("one", gated=True) as one:
+            job_id = await one.submit()
+            await one.processing(job_id)
+            (tmp_path / "shared").rename(tmp_path / "away")
+            one.script.open_gate()
+            await asyncio.sleep(1.5)  # more than three tries
+            assert not (await one.state(job_id)).has_ended
+            (tmp_path / "away").rename(tmp_path / "shared")
+            assert (await one.ended(job_id)).state is COMPLETED
+
+    run(test())
+
+
 def test_bodies_and_pictures_that_no_job_knows_are_cleared_after_their_time(service, monkeypatch, tmp_path):
     async def test():
         async with service("one", gated=True) as one:
