@@ -13,13 +13,13 @@ ARG GPU_IMAGE=nvidia/cuda:13.0.2-base-ubuntu24.04
 FROM ${CPU_IMAGE} AS cpu-base
 # The extra index has the CPU builds of the pinned torch and torchvision; without it pip takes 3 GB of CUDA.
 ENV FLUX_PULID_PROFILE=tiny \
-    EXTRAS=[tiny] \
+    EXTRAS=[tiny,cluster] \
     PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 
 FROM ${GPU_IMAGE} AS gpu-base
 # The host gives the driver, through the NVIDIA container toolkit.
 ENV FLUX_PULID_PROFILE=exact \
-    EXTRAS= \
+    EXTRAS=[cluster] \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 

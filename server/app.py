@@ -35,6 +35,7 @@ from server.api.submit import SubmitTurns
 from server.api.v1_schemas import parse_body
 from server.errors import ErrorForm, install_error_handlers
 from server.jobs.face_stage import FaceStage, FetchPhoto
+from server.jobs.places import SharedPlaces
 from server.jobs.runner import JobLimits
 from server.jobs.service import JobService
 from server.jobs.storage import JobStorage
@@ -81,9 +82,10 @@ def create_app(
     """
     metrics = Metrics()
     tracing = tracing_asked_for(os.environ)
+    devices = devices or devices_of(settings)
     service = JobService(
-        storage=JobStorage(settings.data_dir),
-        devices=devices or devices_of(settings),
+        storage=JobStorage(settings.data_dir, shared=shared_places(settings, devices)),
+        devices=devices,
         create_engine=create_engine or engine_factory(settings, keeps_compiled_code=True),
         decode_photo=partial(decode_image, max_megapixels=settings.max_image_mp),
         parse=partial(parse_body, max_prompt_chars=settings.max_prompt_chars),
@@ -179,6 +181,18 @@ def install_layers(app: FastAPI, settings: Settings, metrics: Metrics, tracing: 
     app.add_middleware(FaultBarrier)
     app.add_middleware(OriginRules, settings=settings)
     app.add_middleware(RequestContext, metrics=metrics, tracing=tracing)
+
+
+def shared_places(settings: Settings, devices: tuple[str, ...]) -> SharedPlaces | None:
+    """Where several servers keep what they share; None for one that has all in its data folder."""
+    if settings.database_url is None or settings.media_url is None:
+        return None
+    return SharedPlaces(
+        database_url=settings.database_url.get_secret_value(),
+        media_url=settings.media_url,
+        devices=len(devices),
+        unfinished_per_key=settings.concurrency_per_key,
+    )
 
 
 def devices_of(settings: Settings) -> tuple[str, ...]:

@@ -76,6 +76,17 @@ class JobMetrics:
         self._vram = Gauge(
             "flux_pulid_device_memory_bytes", "Memory in use on a device.", ["device"], registry=registry
         )
+        self._leases = Gauge(
+            "flux_pulid_leases_held",
+            "Unfinished jobs that are this server's, where several share them.",
+            registry=registry,
+        )
+        self._lost = Counter(
+            "flux_pulid_leases_lost", "Jobs that others have taken from this server.", registry=registry
+        )
+        self._taken_over = Counter(
+            "flux_pulid_jobs_taken_over", "Jobs of others that this server has taken up.", registry=registry
+        )
         for name in STAGES:
             self._stage.labels(name)
 
@@ -108,6 +119,16 @@ class JobMetrics:
 
     def worker_died(self) -> None:
         self._deaths.inc()
+
+    def leases(self, held: int) -> None:
+        """How many unfinished jobs this server owns now."""
+        self._leases.set(held)
+
+    def lease_lost(self) -> None:
+        self._lost.inc()
+
+    def taken_over(self, jobs: int) -> None:
+        self._taken_over.inc(jobs)
 
     def cache_lookup(self, cache: str, *, hit: bool) -> None:
         """`cache` is identity or prompt."""

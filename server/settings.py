@@ -143,6 +143,20 @@ class Settings(BaseSettings):
         description="folder for the database, request bodies and pictures; one server each",
         json_schema_extra={"x-allowed": "a folder"},
     )
+    database_url: SecretStr | None = Field(
+        None,
+        description="database that several servers share; not set: SQLite in the data folder",
+        json_schema_extra={
+            "x-allowed": "a PostgreSQL address such as postgresql://flux@db.internal/flux",
+            "x-secret": True,
+        },
+    )
+    media_url: str | None = Field(
+        None,
+        validate_default=True,
+        description="where several servers keep bodies and pictures; not set: in the data folder",
+        json_schema_extra={"x-allowed": "s3://bucket/prefix, or file:///folder that all of them mount"},
+    )
     weights_dir: Path = Field(
         default_factory=default_weights_dir,
         description="folder with the model files",
@@ -274,6 +288,25 @@ class Settings(BaseSettings):
     def _keys_can_be_sent(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
         if not all(_API_KEY.fullmatch(key.get_secret_value()) for key in value):
             raise PydanticCustomError("not_a_key", "not a key")
+        return value
+
+    @field_validator("database_url")
+    @classmethod
+    def _postgresql(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not re.match(r"postgres(ql)?://", value.get_secret_value()):
+            raise PydanticCustomError("not_a_database", "not a PostgreSQL address")
+        return value
+
+    @field_validator("media_url")
+    @classmethod
+    def _shared_with_the_database(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and not re.fullmatch(r"s3://[^/?#]+(/[^?#]*)?|file:///[^?#]+", value):
+            raise PydanticCustomError("not_a_media_place", "not a place for pictures")
+        if "database_url" in info.data and (value is None) != (info.data["database_url"] is None):
+            raise explained(
+                "database_url and media_url go together: servers that share their records need the same "
+                "place for bodies and pictures. Set both, or neither."
+            )
         return value
 
     @field_validator("auth")

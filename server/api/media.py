@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import anyio.to_thread
 from fastapi import APIRouter, Response
 
 from pulid.errors import BadRequest
@@ -44,8 +43,7 @@ class PictureNotFound(BadRequest):
 async def picture(media_id: str, name: str, service: ServiceDep) -> Response:
     """One finished picture."""
     try:
-        path, file = await service.media(media_id, name)
-        data = await anyio.to_thread.run_sync(path.read_bytes)
+        data, file = await service.media(media_id, name)
     except (JobNotFound, FileNotFoundError):
         raise PictureNotFound from None
     except OSError as exc:  # no file handle is free, or the disk is gone: before the status line is sent

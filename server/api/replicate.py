@@ -164,8 +164,7 @@ async def cancel_prediction(
 ) -> Response:
     """Cancel a prediction. One that has ended stays as it is."""
     await service.view(prediction_id, key=key)  # a 404 for another key's
-    service.cancel(prediction_id)
-    record = await service.wait(prediction_id)
+    record = await service.cancel_and_wait(prediction_id)
     return await answer(ended_view(record), service, links, address_of(request))
 
 

@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 
 from fastapi import Request
 
-from server.jobs.job import Api, JobRecord
+from server.jobs.job import Api, JobRecord, KeyHasEnough
 from server.jobs.service import JobService
 from server.security.rate_limit import Budget
 
@@ -42,11 +42,14 @@ async def accept(
     budget: Budget = request.app.state.budget
     async with turns.turn_of(key):
         budget.require_place(key)
-        return await service.submit(
-            body,
-            key=key,
-            api=api,
-            deadline_s=deadline_s,
-            idempotency_key=idempotency_key,
-            trace=request.scope["state"].get("trace"),
-        )
+        try:
+            return await service.submit(
+                body,
+                key=key,
+                api=api,
+                deadline_s=deadline_s,
+                idempotency_key=idempotency_key,
+                trace=request.scope["state"].get("trace"),
+            )
+        except KeyHasEnough as exc:  # at other servers
+            raise budget.no_place(key) from exc

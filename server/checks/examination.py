@@ -9,6 +9,7 @@ from server.checks.finding import Finding
 from server.checks.libraries import check_onnx_packages, libraries
 from server.checks.machine import machine
 from server.checks.service import service
+from server.checks.shared import shared
 from server.engines import profile_or_exact, require_fitting
 from server.settings import Settings
 
@@ -25,6 +26,7 @@ def thorough(settings: Settings) -> list[Finding]:
         *libraries(profile),
         *files(profile, settings.weights_dir, choice_of(settings), settings.loras),
         *service(settings),
+        *shared(settings),
     ]
 
 

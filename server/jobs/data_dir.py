@@ -4,6 +4,7 @@
     bodies/        request bodies and photos of jobs that have not ended (server/jobs/files.py)
     media/         finished pictures
     compile-cache/ what compilers have made of the model, for the next start (server/engines.py)
+    server-id      this server's name among several; made when first asked for
     lock           held by the server as long as it runs
 
 The lock is the kernel's (flock): it ends with the process, however the process ends. Knows
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 from pathlib import Path
 
 from pulid.errors import SetupError
@@ -44,6 +46,18 @@ class DataDir:
                 f"The data folder {self.root} cannot be used: {exc.strerror or exc}. Give the server's user "
                 "write access to it on a disk with room, or choose another folder with DATA_DIR."
             ) from exc
+
+    def server_id(self) -> str:
+        """The same through all lives of the server that has this folder. Raises DataDirUnusable."""
+        path = self.root / "server-id"
+        try:
+            if not path.exists():
+                temporary = path.with_suffix(".tmp")
+                temporary.write_text(secrets.token_hex(16))
+                temporary.replace(path)
+            return path.read_text().strip()
+        except OSError as exc:
+            raise DataDirUnusable(f"The file {path} cannot be used: {exc.strerror or exc}.") from exc
 
     def close(self) -> None:
         """Let another server have the folder. May be called twice."""

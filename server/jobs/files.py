@@ -13,16 +13,17 @@ import errno
 import os
 import re
 import shutil
+import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from PIL import Image
 
 from pulid.engine import RgbImage
-from server.jobs.job import JobFile, StoreFull
+from server.jobs.job import JobFile, StoreFailed, StoreFull
 
 MAX_PHOTOS = 8  # of one job
 
@@ -30,8 +31,8 @@ ImageFormat = Literal["png", "jpg", "webp"]
 
 CONTENT_TYPES: dict[ImageFormat, str] = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
 
-_ID = re.compile(r"[0-9a-f]{32}")
-_MEDIA_NAME = re.compile(rf"[0-9]{{1,2}}\.({'|'.join(CONTENT_TYPES)})")
+ID = re.compile(r"[0-9a-f]{32}")
+MEDIA_NAME = re.compile(rf"[0-9]{{1,2}}\.({'|'.join(CONTENT_TYPES)})")
 _BODY, _TEMPORARY = ".json", ".tmp"
 _PHOTOS = tuple(f".photo.{number}" for number in range(MAX_PHOTOS))
 
@@ -85,6 +86,44 @@ def encode_images(images: Iterable[RgbImage], options: OutputOptions) -> tuple[I
     return tuple(encode_image(image, options) for image in images)
 
 
+class BodyStore(Protocol):
+    """The request body of each unfinished job, where whoever takes the job can read it."""
+
+    def write(self, job_id: str, body: bytes) -> None:
+        """Store a body; on return it survives a power cut. Raises StoreFailed."""
+        ...
+
+    def read(self, job_id: str) -> bytes:
+        """Raises FileNotFoundError where there is none, and other OSErrors."""
+        ...
+
+    def delete(self, job_id: str) -> None: ...
+
+    def delete_others(self, job_ids: Collection[str], *, older_than_s: float = 0.0) -> None:
+        """Remove what is not of these jobs, and has been there for so long."""
+        ...
+
+    def probe(self) -> None:
+        """Write something small and remove it. Raises StoreFailed."""
+        ...
+
+
+class MediaStore(Protocol):
+    """The pictures of each job, under its media id. Travels to workers by pickle."""
+
+    def save(self, media_id: str, files: Sequence[ImageFile]) -> tuple[JobFile, ...]:
+        """Store all pictures of a job or none; on return they survive a power cut. Raises StoreFailed."""
+        ...
+
+    def read(self, media_id: str, name: str) -> bytes:
+        """Raises FileNotFoundError where there is none, and other OSErrors."""
+        ...
+
+    def delete(self, media_id: str) -> None: ...
+
+    def media_ids(self, *, older_than_s: float = 0.0) -> set[str]: ...
+
+
 class JobBodies:
     """The request body of each unfinished job as it was sent, and its photos once they are there."""
 
@@ -123,11 +162,11 @@ class JobBodies:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(start + ending)  # noqa: PTH108  # a v1 call waits; Path takes longer than the disk
 
-    def delete_others(self, job_ids: Collection[str]) -> None:
-        """Remove every file of jobs that are not among these."""
+    def delete_others(self, job_ids: Collection[str], *, older_than_s: float = 0.0) -> None:
+        """Remove every file of jobs that are not among these, if it has been there for so long."""
         for path in self._folder.iterdir():
             job_id = _job_of(path)
-            if job_id is not None and job_id not in job_ids:
+            if job_id is not None and job_id not in job_ids and _is_older(path, older_than_s):
                 path.unlink(missing_ok=True)
 
     def probe(self) -> None:
@@ -140,7 +179,7 @@ class JobBodies:
                 path.unlink(missing_ok=True)
 
     def _path(self, job_id: str, suffix: str) -> Path:
-        return self._folder / (_checked(_ID, job_id) + suffix)
+        return self._folder / (checked(ID, job_id) + suffix)
 
 
 class MediaFiles:
@@ -157,30 +196,39 @@ class MediaFiles:
         return cls(folder)
 
     def save(self, media_id: str, files: Sequence[ImageFile]) -> tuple[JobFile, ...]:
-        """Store all pictures of a job or none; on return they survive a power cut. Raises StoreFull."""
+        """Store all pictures of a job or none; on return they survive a power cut. Raises StoreFailed."""
         folder = self._folder_of(media_id)
         named = {f"{index}.{file.format}": file for index, file in enumerate(files)}
-        with _no_room_is_store_full():
-            try:
+        try:
+            with _no_room_is_store_full():
                 _put_folder(folder, {name: file.data for name, file in named.items()})
-            except BaseException:
-                for unfinished in (_temporary(folder), folder):
-                    _discard(unfinished, named)
-                raise
-        return tuple(_job_file(name, file) for name, file in named.items())
+        except BaseException as exc:
+            for unfinished in (_temporary(folder), folder):
+                _discard(unfinished, named)
+            if isinstance(exc, OSError):
+                raise StoreFailed from exc
+            raise
+        return tuple(job_file(name, file) for name, file in named.items())
 
     def path(self, media_id: str, name: str) -> Path:
-        return self._folder_of(media_id) / _checked(_MEDIA_NAME, name)
+        return self._folder_of(media_id) / checked(MEDIA_NAME, name)
+
+    def read(self, media_id: str, name: str) -> bytes:
+        return self.path(media_id, name).read_bytes()
 
     def delete(self, media_id: str) -> None:
         """Remove the pictures of a job, if they are there."""
         _remove_whole(self._folder_of(media_id))
 
-    def media_ids(self) -> set[str]:
-        return {path.name for path in self._folder.iterdir() if _ID.fullmatch(path.name)}
+    def media_ids(self, *, older_than_s: float = 0.0) -> set[str]:
+        return {
+            path.name
+            for path in self._folder.iterdir()
+            if ID.fullmatch(path.name) and _is_older(path, older_than_s)
+        }
 
     def _folder_of(self, media_id: str) -> Path:
-        return self._folder / _checked(_ID, media_id)
+        return self._folder / checked(ID, media_id)
 
 
 def free_bytes(folder: Path) -> int:
@@ -197,13 +245,23 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def _is_older(path: Path, seconds: float) -> bool:
+    """Whether it has been as it is for so long. What another has just removed is not."""
+    if not seconds:
+        return True
+    try:
+        return path.stat().st_mtime < time.time() - seconds
+    except FileNotFoundError:
+        return False
+
+
 def _job_of(path: Path) -> str | None:
     """Whose body or photo a file is; None for what is neither."""
     job_id = path.name.partition(".")[0]
-    return job_id if _ID.fullmatch(job_id) else None
+    return job_id if ID.fullmatch(job_id) else None
 
 
-def _checked(form: re.Pattern[str], text: str) -> str:
+def checked(form: re.Pattern[str], text: str) -> str:
     if not form.fullmatch(text):
         raise ValueError(f"not an id or name of this server's files: {text[:40]!r}")
     return text
@@ -281,7 +339,7 @@ def _remove_tree(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def _job_file(name: str, file: ImageFile) -> JobFile:
+def job_file(name: str, file: ImageFile) -> JobFile:
     return JobFile(
         name=name, content_type=file.content_type, width=file.width, height=file.height, size=len(file.data)
     )

@@ -158,6 +158,24 @@ class StoreFull(StoreFailed):
         super().__init__("its disk is full")
 
 
+class KeyHasEnough(PulidError):
+    """An API key has as many unfinished jobs as it may have at all servers together."""
+
+    code = "rate_limited"
+
+    def __init__(self) -> None:
+        super().__init__("This key may have no more unfinished jobs. Try again when one has ended.")
+
+
+class LeaseLost(PulidError):
+    """The job is another server's by now: whatever this one knows of it does not count."""
+
+    code = "lease_lost"
+
+    def __init__(self) -> None:
+        super().__init__("Another server has taken up the job.")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EarlierSubmit:
     """What an Idempotency-Key stands for."""

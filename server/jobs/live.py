@@ -50,6 +50,7 @@ class LiveJob:
     preview: bytes | None = None  # the newest one; None where nobody looks
     failures: int = 0  # attempts that ended in a fault which another attempt may not meet
     ending: bool = False  # its end is being written; nothing else may happen to it
+    lost: bool = False  # another server has it by now; it has "ended" here, and its record says nothing
     begun: asyncio.Event = field(default_factory=asyncio.Event)  # it may have a turn
     stored: asyncio.Event = field(default_factory=asyncio.Event)  # its row is on disk
     ended: asyncio.Event = field(default_factory=asyncio.Event)

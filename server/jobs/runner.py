@@ -28,10 +28,12 @@ from server.jobs.job import (
     JobRecord,
     JobState,
     JobTimedOut,
+    LeaseLost,
     NotReady,
     Similarities,
     StoreFailed,
 )
+from server.jobs.leases import JobLeases
 from server.jobs.live import JobView, LiveJob, ParsedBody
 from server.jobs.messages import (
     AskFailed,
@@ -52,6 +54,7 @@ from server.jobs.messages import (
     WorkerEvent,
 )
 from server.jobs.photos import JobPhotos, ParseBody, need_no_fetch
+from server.jobs.progress import Progress
 from server.jobs.questions import PhotoQuestions
 from server.jobs.scheduler import Scheduler
 from server.jobs.storage import TRY_AGAIN_S, JobStorage
@@ -70,7 +73,7 @@ _STOPPED = "The server stopped before this picture was done. Send the request ag
 _ENGINE_DIED = "The engine stopped while it looked at the photo. Try again in a few seconds."
 
 # What another attempt may cure: full devices and disks, and faults nobody understands.
-_WORTH_A_RETRY = frozenset({"out_of_memory", "storage_full", "engine_failed"})
+_WORTH_A_RETRY = frozenset({"out_of_memory", "storage_full", "storage_failed", "engine_failed"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +122,7 @@ class JobRunner:
             devices=devices,
             create_engine=create_engine,
             decode_photo=decode_photo,
-            media_folder=storage.media_folder,
+            media=storage.media,
             on_event=self._on_event,
             stall_floor_s=limits.stall_floor_s,
             log_level=limits.log_level,
@@ -133,6 +136,7 @@ class JobRunner:
             photo_paths=storage.photo_paths,
             now=time.time,
         )
+        self._leases: JobLeases | None = None  # where several servers share the jobs
         self.questions = PhotoQuestions(
             face_stage=face_stage, device=self._dispatcher.device_for_question, send=self._pool.send
         )
@@ -150,6 +154,23 @@ class JobRunner:
         await self._pool.start()
         self._spawn(self._sweep_for_ever())
         self._spawn(self._probe_for_ever())
+        if (shared := self._storage.shared) is not None:
+            leases = self._new_leases()
+            self._spawn(leases.keep())
+            notices = shared.notices(self._storage.server_id)
+            self._spawn(notices.listen_for_ever(leases.hear, leases.hear_steps))
+            self._leases = leases
+
+    def _new_leases(self) -> JobLeases:
+        return JobLeases(
+            storage=self._storage,
+            live=self.live,
+            metrics=self._metrics,
+            room=self._room,
+            take_up=self._take_up,
+            lose=self.lose,
+            on_usurped=self._on_usurped,
+        )
 
     def drain(self) -> None:
         """Start nothing more. v1 callers that wait for a turn hear it now; v2 jobs stay on disk."""
@@ -157,6 +178,7 @@ class JobRunner:
         self._dispatcher.pause()
         self._pool.start_no_more()
         self._refuse_waiting_calls()
+        self._give_back(but=self._dispatcher.painting)
 
     async def drained(self) -> None:
         """Return when nothing runs."""
@@ -178,6 +200,7 @@ class JobRunner:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._storage.leave()
         for job in self.live.values():  # the next server goes on with them
             end_trace(job)
 
@@ -242,6 +265,8 @@ class JobRunner:
 
     def drop(self, job: LiveJob) -> None:
         """Take an adopted job back without a word: it never came to be."""
+        if job.lost:
+            return
         if job.end_task is not None:  # a drain was faster, or its worker; its end waits for a row
             job.end_task.cancel()
             self._spawn(self._storage.delete_media(job.record.media_id))
@@ -301,6 +326,63 @@ class JobRunner:
         self._dispatcher.forget(job, is_painted=error is None)
         ended = ended_record(job.record, files=files, similarities=similarities, error=error)
         job.end_task = self._spawn(self._write_end(job, ended))
+
+    def lose(self, job: LiveJob) -> None:
+        """Another server has it: forget it and what was made of it. Its waiters wake, and ask the store."""
+        if not job.lost:
+            self._metrics.lease_lost()
+            self._let_go(job)
+
+    def _let_go(self, job: LiveJob) -> None:
+        if job.lost:
+            return
+        job.lost = job.ending = True
+        if job.timer:
+            job.timer.cancel()
+        if job.photos_task:
+            job.photos_task.cancel()
+        self._dispatcher.forget(job)
+        if self.live.get(job.id) is job:
+            del self.live[job.id]
+        self._unfinished_of[job.record.key] -= 1
+        self._spawn(self._storage.forget(job.record))
+        end_trace(job)
+        job.ended.set()
+        job.touch()
+        self._count()
+        log.info("job left to other servers", job_id=job.id)
+
+    def changed_elsewhere(self, job_id: str) -> asyncio.Event | None:
+        """Set when another server changes the job; None where there is no other."""
+        return None if self._leases is None else self._leases.changed(job_id)
+
+    def progress_elsewhere(self, job_id: str) -> Progress | None:
+        """What another server has told of its job."""
+        return None if self._leases is None else self._leases.progress.of(job_id)
+
+    def _give_back(self, *, but: Collection[LiveJob] = ()) -> None:
+        """Let other servers have the v2 jobs, where there are any."""
+        if self._leases is not None:
+            jobs = [
+                job
+                for job in self.live.values()
+                if job.record.api == "v2" and job.stored.is_set() and not job.ending and job not in but
+            ]
+            self._spawn(self._storage.give_back([job.id for job in jobs]))
+            for job in jobs:
+                self._let_go(job)
+
+    def _room(self) -> int | None:
+        """How many more jobs the devices could hold now; None where none would be done."""
+        is_closed = self._is_draining or self.fault is not None or self._storage.is_low
+        if is_closed or not self._dispatcher.any_ready:
+            return None
+        return 2 * sum(self._dispatcher.ready.values()) - len(self.live)
+
+    def _on_usurped(self, error: PulidError) -> None:
+        for job in list(self.live.values()):
+            self.lose(job)
+        self._lose_engines(error)
 
     def _end_calls(self, error: PulidError, *, but: Collection[LiveJob] = ()) -> None:
         """End the job of every v1 call."""
@@ -368,7 +450,8 @@ class JobRunner:
                 self.questions.answered(event)
             case Finished() | JobFailed() | Preparing() | Prepared() | Stepping() | Stepped():
                 job = self.live.get(event.job_id)
-                if job is not None and not job.ending:
+                is_late = isinstance(event, Finished) and job is not None and not _is_of(event, job)
+                if job is not None and not job.ending and not is_late:
                     self._on_job_event(device, job, event)
                 elif isinstance(event, Finished):
                     self._spawn(self._delete_unwanted(event))
@@ -417,14 +500,21 @@ class JobRunner:
         self._metrics.started(now - record.submitted_at)
         self._count()
         if record.api == "v2":  # nobody resumes a v1 job, so its row need not know
-            self._spawn(self._storage.try_save(job.record))
+            self._spawn(self._save_state(job, job.record))
+
+    async def _save_state(self, job: LiveJob, record: JobRecord) -> None:
+        try:
+            await self._storage.try_save(record)
+        except LeaseLost:
+            self.lose(job)
 
     async def _delete_unwanted(self, late: Finished) -> None:
         """Pictures that came after their job had ended otherwise, and perhaps been deleted."""
         if job := self.live.get(late.job_id):
             await job.ended.wait()
         record = job.record if job else await self._storage.get(late.job_id)
-        if record is None or record.state is not JobState.COMPLETED:
+        is_theirs = record is not None and record.media_id == late.media_id
+        if record is None or not is_theirs or record.state is not JobState.COMPLETED:
             await self._storage.delete_media(late.media_id)
 
     # when something went wrong
@@ -435,6 +525,8 @@ class JobRunner:
         if not may_retry or job.failures >= MAX_TRIES or job.record.tries >= MAX_TRIES:
             self.end(job, error=about(error, job.places))
             return
+        if isinstance(error, StoreFailed):
+            self._storage.pictures_failed()
         self._dispatcher.forget(job)
         self._requeue(job)
         self._spawn(self._retry_later(job))
@@ -472,7 +564,7 @@ class JobRunner:
         job.back_to_queue()
         job.record = replace(job.record, state=JobState.QUEUED, started_at=None)
         self._dispatcher.enqueue(job, front=True)
-        self._spawn(self._storage.try_save(job.record))
+        self._spawn(self._save_state(job, job.record))
         job.touch()
         self._count()
 
@@ -481,10 +573,19 @@ class JobRunner:
         self.fault = error
         log.error("engine lost", code=error.code)
         self._end_calls(NotReady("The engine has stopped. Send the request again later."))
+        self._give_back()
         self._on_lost(error)
 
-    async def _resume(self, record: JobRecord) -> None:
-        """A job of a dead server. It gets a new deadline: the old one ran on while nobody worked."""
+    async def _take_up(self, record: JobRecord) -> None:
+        """A job that was another server's. One whose time is over waited while nobody worked."""
+        await self._resume(record, has_waited=record.deadline_at > time.time())
+        self._count()
+
+    async def _resume(self, record: JobRecord, *, has_waited: bool = False) -> None:
+        """A job of a dead server. It gets a new deadline: the old one ran on while nobody worked.
+
+        `has_waited` for its turn, at a server that lives: then it keeps the old one.
+        """
         if record.api == "v1":
             error: PulidError | None = JobInterrupted(_STOPPED)
         else:
@@ -492,12 +593,20 @@ class JobRunner:
         if error is None:
             try:
                 parsed = await self._photos.read_body(record.id)
-            except (OSError, PulidError):
+            except (OSError, PulidError) as exc:
+                if (
+                    self._storage.shared
+                    and isinstance(exc, OSError)
+                    and not isinstance(exc, FileNotFoundError)
+                ):
+                    raise LeaseLost from exc  # it can be read later, or by another server
                 error = JobInterrupted("The request could not be read again after a restart.")
         if error is not None:
             await self._storage.save_end(ended_record(record, error=error), media_ttl_s=0)
             return
-        deadline_at = max(record.deadline_at, time.time() + self._limits.job_deadline_s)
+        deadline_at = record.deadline_at
+        if not has_waited:
+            deadline_at = max(deadline_at, time.time() + self._limits.job_deadline_s)
         record = replace(record, state=JobState.QUEUED, started_at=None, deadline_at=deadline_at)
         await self._storage.save(record)
         self.begin(self.adopt(record, parsed, front=True), parsed)
@@ -506,7 +615,16 @@ class JobRunner:
 
     async def _write_end(self, job: LiveJob, record: JobRecord) -> None:
         await job.stored.wait()
-        written = await self._is_written(record)
+        try:
+            written = await self._is_written(record)
+            while not written and self._leases is not None and record.api == "v2":
+                await asyncio.sleep(TRY_AGAIN_S)  # another server may take it up: nobody hears an end before
+                written = await self._is_written(record)
+        except LeaseLost:
+            self.lose(job)
+            return
+        if job.lost:
+            return
         if written:
             del self.live[job.id]
         job.record = record
@@ -515,10 +633,15 @@ class JobRunner:
         job.touch()
         self._unfinished_of[record.key] -= 1
         self._log_end(record)
+        if self._leases is not None:
+            self._leases.wake()
         while not written:  # the end is kept in memory until the disk takes it
             await asyncio.sleep(TRY_AGAIN_S)
-            if written := await self._is_written(record):
-                del self.live[job.id]
+            with suppress(LeaseLost):  # the caller of v1 has had the answer
+                written = await self._is_written(record)
+                continue
+            written = True
+        self.live.pop(job.id, None)
 
     async def _is_written(self, record: JobRecord) -> bool:
         """False: the disk did not take it. What it will never take is logged, and not tried again."""
@@ -526,6 +649,8 @@ class JobRunner:
             await self._storage.save_end(record, media_ttl_s=self._limits.media_ttl_s)
         except StoreFailed:
             return False
+        except LeaseLost:
+            raise
         except Exception as exc:
             log.error("end of job not saved", job_id=record.id, **trace_of(exc))
         return True
@@ -568,3 +693,8 @@ class JobRunner:
         while True:
             await asyncio.sleep(PROBE_EVERY_S)
             await self._storage.probe()
+
+
+def _is_of(event: Finished, job: LiveJob) -> bool:
+    """Not of an attempt before another server had it."""
+    return event.media_id == job.record.media_id

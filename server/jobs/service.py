@@ -12,7 +12,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
-from pathlib import Path
 
 import anyio
 import anyio.to_thread
@@ -40,6 +39,7 @@ from server.loading import CreateEngine
 from server.metrics import JobMetrics
 from server.tracing import RequestTrace
 
+LOOK_EVERY_S = 2.0  # at a job elsewhere: a notice of its end may be missed
 UNPARSABLE = "unparsable_body"  # the code of a body that is no JSON object at all
 
 
@@ -262,15 +262,16 @@ class JobService:
 
     async def wait(self, job_id: str) -> JobRecord:
         """The record of a job once it has ended, whichever way. Raises JobNotFound."""
-        if job := self._runner.live.get(job_id):
+        while job := self._runner.live.get(job_id):
             await job.ended.wait()
-            return job.record
-        return await self._stored(job_id)
+            if not job.lost:
+                return job.record
+        return await self._ended_elsewhere(job_id)
 
     async def view(self, job_id: str, *, key: str, previews: bool = False) -> JobView:
         """How a job stands. Raises JobNotFound, for another key's jobs too."""
         job = self._runner.live.get(job_id)
-        view = self._runner.view_of(job, previews=previews) if job else ended_view(await self._stored(job_id))
+        view = self._runner.view_of(job, previews=previews) if job else await self._view_elsewhere(job_id)
         if view.record.key != key:
             raise JobNotFound
         return view
@@ -288,7 +289,7 @@ class JobService:
         last = None
         while True:
             job = self._runner.live.get(job_id)
-            changed = job.changed if job else None
+            changed = job.changed if job else self._runner.changed_elsewhere(job_id)
             view = await self.view(job_id, key=key, previews=previews)
             if view != last:
                 yield view
@@ -301,12 +302,22 @@ class JobService:
     async def remove(self, job_id: str, *, key: str) -> JobView:
         """Cancel a job that has not ended; delete one that has, with its pictures."""
         view = await self.view(job_id, key=key)
-        if job := self._runner.live.get(job_id):
+        if view.record.state.has_ended and job_id not in self._runner.live:
+            await self._storage.delete(view.record)
+            return view
+        return ended_view(await self.cancel_and_wait(job_id))
+
+    async def cancel_and_wait(self, job_id: str) -> JobRecord:
+        """End a job that has not ended, at whichever server it is; its record then. Raises JobNotFound."""
+        while job := self._runner.live.get(job_id):
             self._runner.end(job, error=JobCancelled())
             await job.ended.wait()
-            return self._runner.view_of(job)
-        await self._storage.delete(view.record)
-        return view
+            if not job.lost:
+                return job.record
+        ended = ended_record(await self._stored(job_id), error=JobCancelled())
+        if (stored := await self._storage.seize(ended)) is None:
+            raise JobNotFound
+        return stored
 
     def cancel(self, job_id: str) -> None:
         """End a job that nobody waits for any more; its engine drops it before the next step."""
@@ -328,9 +339,9 @@ class JobService:
         self._require_open()
         return await self._runner.questions.identity(photos, fusion, face, timeout_s=timeout_s)
 
-    async def media(self, media_id: str, name: str) -> tuple[Path, JobFile]:
-        """Where a picture lies, for whoever knows its link. Raises JobNotFound."""
-        found = await self._storage.media_file(media_id, name)
+    async def media(self, media_id: str, name: str) -> tuple[bytes, JobFile]:
+        """A picture, for whoever knows its link. Raises JobNotFound, or OSError where it cannot be read."""
+        found = await self._storage.picture(media_id, name)
         if found is None:
             raise JobNotFound
         return found
@@ -338,6 +349,24 @@ class JobService:
     async def read_outputs(self, record: JobRecord) -> list[bytes]:
         """The picture files of a COMPLETED job."""
         return await self._storage.read_pictures(record)
+
+    async def _ended_elsewhere(self, job_id: str) -> JobRecord:
+        """Of a job that is not here: another server has it, or it has ended."""
+        while True:
+            changed = self._runner.changed_elsewhere(job_id)
+            record = await self._stored(job_id)
+            if changed is None or record.state.has_ended:
+                return record
+            with suppress(TimeoutError):
+                await asyncio.wait_for(changed.wait(), LOOK_EVERY_S)
+
+    async def _view_elsewhere(self, job_id: str) -> JobView:
+        """Of a job that has ended, or that another server has, which tells its steps now and then."""
+        view = ended_view(await self._stored(job_id))
+        progress = self._runner.progress_elsewhere(job_id)
+        if view.record.state is not JobState.PROCESSING or progress is None:
+            return view
+        return replace(view, step=progress.step, seconds_left=progress.seconds_left)
 
     async def _stored(self, job_id: str) -> JobRecord:
         record = await self._storage.get(job_id)

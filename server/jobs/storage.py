@@ -11,18 +11,29 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import anyio.to_thread
 
 from server.jobs.data_dir import DataDir
-from server.jobs.files import JobBodies, MediaFiles, free_bytes
-from server.jobs.job import EarlierSubmit, JobFile, JobRecord, JobState, StoreFailed
-from server.jobs.store import JobStore, SqliteJobStore
+from server.jobs.files import JobBodies, MediaFiles, MediaStore, free_bytes
+from server.jobs.job import (
+    EarlierSubmit,
+    IdempotencyConflict,
+    JobFile,
+    JobRecord,
+    JobState,
+    KeyHasEnough,
+    LeaseLost,
+    StoreFailed,
+)
+from server.jobs.places import SharedBodies, SharedPlaces
+from server.jobs.store import JobStore, SharedJobStore, SqliteJobStore
 from server.logs import get_logger, trace_of
 
 log = get_logger("storage")
@@ -30,14 +41,24 @@ log = get_logger("storage")
 T = TypeVar("T")
 
 MIN_FREE_BYTES = 256 * 2**20  # below this nothing new is accepted
+BODY_WITHOUT_JOB_S = 300.0  # a body is written before its row, and its row ends before it is deleted
+MEDIA_WITHOUT_JOB_S = 3600.0
+_RECORDS, _FILES, _PHOTOS = "records", "files", "photos"  # what is written, to places of their own
 TRY_AGAIN_S = 2.0  # until what the disk has refused is tried again
 
 
 class JobStorage:
-    def __init__(self, root: Path, *, min_free_bytes: int = MIN_FREE_BYTES) -> None:
+    def __init__(
+        self, root: Path, *, min_free_bytes: int = MIN_FREE_BYTES, shared: SharedPlaces | None = None
+    ) -> None:
+        """`shared`: where several servers keep records, bodies and pictures; None: all is under `root`."""
         self._data_dir = DataDir(root)
         self._min_free_bytes = min_free_bytes
-        self._is_failing = False
+        self.shared = shared
+        self.media: MediaStore = MediaFiles(self._data_dir.media) if shared is None else shared.media()
+        self.leases: SharedJobStore | None = None  # the store, where it is one of several servers
+        self._media_cleared_at = 0.0
+        self._failing: set[str] = set()  # places whose last write did not go well
         self._undeleted: set[str] = set()  # media whose rows are gone, and whose files would not go
 
     async def open(self) -> None:
@@ -45,22 +66,28 @@ class JobStorage:
         self._data_dir.open()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="job-store")
         try:
-            self._bodies = await self._db(JobBodies.open, self._data_dir.bodies)
-            self._media = await self._db(MediaFiles.open, self._data_dir.media)
-            self._store: JobStore = await self._db(SqliteJobStore.open, self._data_dir.database)
+            await self._db(self._open if self.shared is None else partial(self._open_shared, self.shared))
         except BaseException:
             self._thread.shutdown()
             self._data_dir.close()
             raise
 
+    def _open(self) -> None:
+        self._bodies: JobBodies | SharedBodies = JobBodies.open(self._data_dir.bodies)
+        MediaFiles.open(self._data_dir.media)
+        self._store: JobStore = SqliteJobStore.open(self._data_dir.database)
+
+    def _open_shared(self, shared: SharedPlaces) -> None:
+        shared.require_extra()
+        self.server_id = self._data_dir.server_id()
+        self._bodies = SharedBodies(shared.open_bodies(), JobBodies.open(self._data_dir.bodies))
+        shared.make_media_folder()
+        self._store = self.leases = shared.open_store(self.server_id)
+
     async def close(self) -> None:
         await self._db(self._store.close)
         self._thread.shutdown()
         self._data_dir.close()
-
-    @property
-    def media_folder(self) -> Path:
-        return self._data_dir.media
 
     @property
     def free_bytes(self) -> int:
@@ -73,7 +100,7 @@ class JobStorage:
     @property
     def is_failing(self) -> bool:
         """The last write did not go well."""
-        return self._is_failing
+        return bool(self._failing)
 
     async def room(self) -> None:
         """Return when what the disk has refused may be tried again."""
@@ -84,14 +111,15 @@ class JobStorage:
 
     async def probe(self) -> None:
         """Where the last write did not go well, try whether one does now."""
-
-        def probe() -> None:
-            self._bodies.probe()
-            self._store.probe()
-
-        if self._is_failing:
-            with suppress(StoreFailed), self._writing():
-                await self._db(probe)
+        if not self._failing:
+            return
+        with suppress(StoreFailed), self._writing(_FILES), self._writing(_PHOTOS):
+            await self._files(self._bodies.probe)
+            if self.shared is None:
+                await self._db(self._store.probe)
+        if self.shared is not None:
+            with suppress(StoreFailed), self._writing(_RECORDS):
+                await self._db(self._store.probe)
 
     # records
 
@@ -102,7 +130,7 @@ class JobStorage:
 
         Returns the row, which may be an earlier one of the same Idempotency-Key.
 
-        Raises StoreFailed or IdempotencyConflict; then nothing is left behind.
+        Raises StoreFailed, IdempotencyConflict or KeyHasEnough; then nothing is left behind.
         """
 
         def insert(digest: bytes) -> JobRecord:
@@ -110,15 +138,29 @@ class JobStorage:
             try:
                 stored = self._store.insert(record, idempotency_key=idempotency_key, body_digest=digest)
             finally:
-                if stored is None or stored.id != record.id:
+                if self.shared is None and (stored is None or stored.id != record.id):
                     self._bodies.delete(record.id)
             return stored
 
-        with self._writing():
-            digest = b"" if idempotency_key is None else await digest_of(body)
-            if keep_body:
+        digest = b"" if idempotency_key is None else await digest_of(body)
+        if keep_body:
+            with self._writing(_FILES):
                 await anyio.to_thread.run_sync(self._bodies.write, record.id, body)
-            return await self._db(insert, digest)
+        with self._writing(_RECORDS):
+            if self.shared is None:
+                return await self._db(insert, digest)
+            return await self._insert_shared(record, partial(insert, digest))
+
+    async def _insert_shared(self, record: JobRecord, insert: Callable[[], JobRecord]) -> JobRecord:
+        """Where the connection breaks nobody knows whether there is a row: the body stays for a while."""
+        try:
+            stored = await self._db(insert)
+        except (IdempotencyConflict, KeyHasEnough):
+            await self._tidy(partial(self._bodies.delete, record.id))
+            raise
+        if stored.id != record.id:
+            await self._tidy(partial(self._bodies.delete, record.id))
+        return stored
 
     async def earlier(self, key: str, idempotency_key: str) -> EarlierSubmit | None:
         return await self._db(self._store.earlier, key, idempotency_key)
@@ -131,7 +173,7 @@ class JobStorage:
 
     async def save(self, record: JobRecord) -> None:
         """Raises StoreFailed."""
-        with self._writing():
+        with self._writing(_RECORDS), self._gone_is_lost():
             await self._db(self._store.save, record)
 
     async def try_save(self, record: JobRecord) -> None:
@@ -140,21 +182,27 @@ class JobStorage:
             await self.save(record)
 
     async def save_end(self, record: JobRecord, *, media_ttl_s: float) -> None:
-        """The last row of a job; its body and photos go. Raises StoreFailed."""
+        """The last row of a job; its body and photos go. Raises StoreFailed, or LeaseLost."""
+
+        def clean() -> None:
+            self._bodies.delete(record.id)
+            if record.state is JobState.FAILED and record.tries:
+                self.media.delete(record.media_id)  # of a worker that was killed before it told of them
 
         def save() -> None:
             self._store.save(record, media_expires_at=time.time() + media_ttl_s)
-            self._bodies.delete(record.id)
-            if record.state is JobState.FAILED and record.tries:
-                self._media.delete(record.media_id)  # of a worker that was killed before it told of them
+            if self.shared is None:  # a call waits: not another thread for what is done at once
+                clean()
 
-        with self._writing():
+        with self._writing(_RECORDS), self._gone_is_lost():
             await self._db(save)
+        if self.shared is not None:
+            await self._tidy(clean)
 
     async def delete(self, record: JobRecord) -> None:
         """A job that has ended, with its pictures."""
         await self._db(self._store.delete, record.id)
-        await self._db(self._delete_all_media, [record.media_id])
+        await self._files(self._delete_all_media, [record.media_id])
 
     # bodies, photos, pictures
 
@@ -162,8 +210,14 @@ class JobStorage:
         return await anyio.to_thread.run_sync(self._bodies.read, job_id)
 
     async def delete_body(self, job_id: str) -> None:
-        """What is there of the body and the photos of a job that has no row."""
-        await self._db(self._bodies.delete, job_id)
+        """What is there of the body and the photos of a job that has no row.
+
+        Of a shared body it is `insert` that knows.
+        """
+        if isinstance(self._bodies, SharedBodies):
+            await self._files(self._bodies.forget, job_id)
+        else:
+            await self._files(self._bodies.delete, job_id)
 
     async def write_photo(
         self, job_id: str, number: int, source: Callable[[], bytes], *, is_wanted: Callable[[], bool]
@@ -178,7 +232,7 @@ class JobStorage:
         def write() -> StoreFailed | None:
             data = source()
             try:
-                with self._writing():
+                with self._writing(_PHOTOS):
                     path = self._bodies.write_photo(job_id, number, data)
             except StoreFailed as exc:
                 return type(exc)()
@@ -191,45 +245,136 @@ class JobStorage:
     def photo_paths(self, job_id: str, count: int) -> tuple[Path, ...]:
         return tuple(self._bodies.photo_path(job_id, number) for number in range(count))
 
-    async def media_file(self, media_id: str, name: str) -> tuple[Path, JobFile] | None:
+    async def picture(self, media_id: str, name: str) -> tuple[bytes, JobFile] | None:
+        """Raises FileNotFoundError, or another OSError."""
         file = await self._db(self._store.media_file, media_id, name)
-        return None if file is None else (self._media.path(media_id, name), file)
+        if file is None:
+            return None
+        return await anyio.to_thread.run_sync(self.media.read, media_id, name), file
 
     async def read_pictures(self, record: JobRecord) -> list[bytes]:
         def read() -> list[bytes]:
-            return [self._media.path(record.media_id, file.name).read_bytes() for file in record.files]
+            return [self.media.read(record.media_id, file.name) for file in record.files]
 
         return await anyio.to_thread.run_sync(read)
 
+    def pictures_failed(self) -> None:
+        """A worker could not store them: a shared place is tried until it takes something again."""
+        if self.shared is not None:
+            self._failing.add(_FILES)
+
     async def delete_media(self, media_id: str) -> None:
-        await anyio.to_thread.run_sync(self._media.delete, media_id)
+        await anyio.to_thread.run_sync(self.media.delete, media_id)
 
     # housekeeping
 
     async def sweep(self, result_ttl_s: float) -> None:
         """Delete records and pictures whose time is over."""
 
-        def sweep() -> None:
-            expired = self._store.sweep(now=time.time(), result_ttl_s=result_ttl_s)
-            self._delete_all_media([*self._undeleted, *expired])
-
-        await self._db(sweep)
+        expired = await self._db(partial(self._store.sweep, now=time.time(), result_ttl_s=result_ttl_s))
+        await self._files(self._delete_all_media, [*self._undeleted, *expired])
+        if self.leases is not None:
+            await self._clear_shared(self.leases)
 
     async def clear_orphans(self, *, jobs: set[str], media: set[str]) -> None:
         """Delete files that neither these live jobs nor any record knows."""
 
         def clear() -> None:
             self._bodies.delete_others(jobs)
-            for media_id in set(self._media.media_ids()) - self._store.known_media() - media:
-                self._media.delete(media_id)
+            for media_id in self.media.media_ids() - self._store.known_media() - media:
+                self.media.delete(media_id)
 
-        await self._db(clear)
+        if isinstance(self._bodies, SharedBodies):
+            await self._files(self._bodies.forget_others, jobs)
+        else:
+            await self._db(clear)
+
+    async def _clear_shared(self, leases: SharedJobStore) -> None:
+        """What servers that died have left. Bodies hold photos, so they go soon; pictures may wait."""
+        if not await self._db(leases.keeps_house):
+            return
+        unfinished = await self._db(leases.unfinished_media)
+        await self._files(partial(self._bodies.delete_others, unfinished, older_than_s=BODY_WITHOUT_JOB_S))
+        if time.monotonic() < self._media_cleared_at + MEDIA_WITHOUT_JOB_S:
+            return
+        self._media_cleared_at = time.monotonic()
+        there = await self._files(partial(self.media.media_ids, older_than_s=MEDIA_WITHOUT_JOB_S))
+        unfinished = await self._db(leases.unfinished_media)
+        known = await self._db(leases.known_media)
+        await self._files(self._delete_all_media, there - known - set(unfinished.values()))
+
+    # what several servers share
+
+    async def beat(self) -> dict[str, str]:
+        """The media id, by job id, of each unfinished job of this server. Raises StoreFailed or NameTaken."""
+        with self._writing(_RECORDS):
+            held = await self._db(self._shared_store.beat)
+            await self._db(self._shared_store.take_from_the_dead)
+            return held
+
+    async def claim(self, at_most: int, *, of_the_busy: bool = True) -> list[JobRecord]:
+        with self._writing(_RECORDS):
+            return await self._db(partial(self._shared_store.claim, at_most, of_the_busy=of_the_busy))
+
+    async def tell_steps(self, told: str) -> None:
+        """What cannot be told now is told with the next step."""
+        with suppress(StoreFailed):
+            await self._db(self._shared_store.tell_steps, told)
+
+    async def give_back(self, job_ids: Collection[str]) -> None:
+        """Let other servers have these v2 jobs. What cannot be said now they find out."""
+        with suppress(StoreFailed):
+            await self._db(self._shared_store.give_back, job_ids)
+
+    async def leave(self) -> None:
+        """Let other servers have all. What cannot be said now they find out."""
+        if self.leases is not None:
+            with suppress(StoreFailed):
+                await self._db(self.leases.leave)
+
+    async def seize(self, ended: JobRecord) -> JobRecord | None:
+        """End a job that another server has; the record as it is then. None: it is gone."""
+        if self.leases is None:
+            return await self.get(ended.id)
+        with self._writing(_RECORDS):
+            stored = await self._db(self.leases.seize, ended)
+        await self._tidy(partial(self._bodies.delete, ended.id))  # whoever has ended it
+        return stored
+
+    async def forget(self, record: JobRecord) -> None:
+        """A job that is another server's by now: what this one made of it."""
+
+        def forget() -> None:
+            if isinstance(self._bodies, SharedBodies):
+                self._bodies.forget(record.id)
+            self.media.delete(record.media_id)
+
+        await self._tidy(forget)
+
+    @property
+    def _shared_store(self) -> SharedJobStore:
+        if self.leases is None:
+            raise RuntimeError("this server shares nothing")
+        return self.leases
+
+    async def _tidy(self, work: Callable[[], None]) -> None:
+        """Files that no record needs; what is left of them is cleared away later."""
+        try:
+            await self._files(work)
+        except OSError as exc:
+            log.warning("files not deleted", **trace_of(exc))
+
+    async def _files(self, call: Callable[..., T], *args: Any) -> T:
+        """On this machine's disk in the one thread, in order; elsewhere beside it, for it may take long."""
+        if self.shared is None:
+            return await self._db(call, *args)
+        return await anyio.to_thread.run_sync(call, *args)
 
     def _delete_all_media(self, media_ids: Iterable[str]) -> None:
         """Pictures that no row knows any more. What will not go now is tried again by each sweep."""
         for media_id in media_ids:
             try:
-                self._media.delete(media_id)
+                self.media.delete(media_id)
             except OSError as exc:
                 self._undeleted.add(media_id)
                 log.error("pictures not deleted", **trace_of(exc))
@@ -237,18 +382,32 @@ class JobStorage:
                 self._undeleted.discard(media_id)
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Around what writes: what fails is StoreFailed, and remembered until something goes well."""
+    def _gone_is_lost(self) -> Iterator[None]:
+        """A job that another server was told to delete is none of this one's any more. Raises LeaseLost."""
+        try:
+            yield
+        except KeyError as exc:
+            if self.shared is None:
+                raise
+            raise LeaseLost from exc
+
+    @contextmanager
+    def _writing(self, kind: str) -> Iterator[None]:
+        """Around what writes: what fails is StoreFailed, and remembered until something goes well there.
+
+        All that one server has lies in one place.
+        """
+        place = _RECORDS if self.shared is None else kind
         try:
             yield
         except (StoreFailed, OSError) as exc:
-            if not self._is_failing:
+            if not self._failing:
                 log.warning("data folder not written", **trace_of(exc))
-            self._is_failing = True
+            self._failing.add(place)
             if isinstance(exc, OSError):
                 raise StoreFailed from exc
             raise
-        self._is_failing = False
+        self._failing.discard(place)
 
     async def _db(self, call: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call, *args)

@@ -7,19 +7,17 @@ waiting and devices, HTTP. Every call blocks; all calls come from the one thread
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from pulid.errors import SetupError
-from server.errors import FieldProblem
 from server.jobs.job import EarlierSubmit, JobFile, JobRecord, JobState, StoreFailed, StoreFull
+from server.jobs.rows import CHANGING, COLUMNS, files_of, json_of, record_of, row_of
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
@@ -51,6 +49,24 @@ class StoreDamaged(StoreUnusable):
             f"The database {path} is damaged ({finding}). Move it away together with {path.name}-wal and "
             f"{path.name}-shm, put a copy back if there is one, and start again. Without a copy the jobs "
             "and pictures it knew are lost."
+        )
+
+
+class DatabaseUnusable(SetupError):
+    """DATABASE_URL leads to no database that this version can use."""
+
+    code = "database_unusable"
+
+
+class NameTaken(SetupError):
+    """Another process has the name of this server, which is in its data folder."""
+
+    code = "name_taken"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Another server has started under the name of this one: its data folder is a copy. Give each "
+            "server a DATA_DIR of its own, without the file server-id of another."
         )
 
 
@@ -107,6 +123,53 @@ class JobStore(Protocol):
     def close(self) -> None: ...
 
 
+class SharedJobStore(JobStore, Protocol):
+    """A store of several servers, each of which has the jobs it owns under leases.
+
+    `unfinished` tells those of this server: none when it starts, for what an earlier life of it owned is
+    then nobody's. A `save` of a job that is another's by now raises LeaseLost.
+    """
+
+    def beat(self) -> dict[str, str]:
+        """Say that this server is alive. The media id, by job id, of each unfinished job that it owns.
+
+        Raises NameTaken where another process has its name.
+        """
+        ...
+
+    def take_from_the_dead(self) -> None:
+        """Jobs of servers that have not beaten for a lease: v2 is QUEUED and nobody's, v1 is FAILED."""
+        ...
+
+    def claim(self, at_most: int, *, of_the_busy: bool = True) -> list[JobRecord]:
+        """Queued v2 jobs, now this server's: nobody's, or what waits behind a busy one's own."""
+        ...
+
+    def tell_steps(self, told: str) -> None:
+        """To all other servers that listen now."""
+        ...
+
+    def unfinished_media(self) -> dict[str, str]:
+        """The media id, by job id, of the unfinished jobs of all servers."""
+        ...
+
+    def keeps_house(self) -> bool:
+        """Whether it is this of all living servers that clears away what no record knows."""
+        ...
+
+    def seize(self, ended: JobRecord) -> JobRecord | None:
+        """End a job, whoever has it. The record in the store: this one, or how it had ended before."""
+        ...
+
+    def give_back(self, job_ids: Collection[str]) -> None:
+        """Unfinished v2 jobs of this server: QUEUED, and nobody's."""
+        ...
+
+    def leave(self) -> None:
+        """Give back all, and be no server any more."""
+        ...
+
+
 class SqliteJobStore:
     def __init__(self, connection: sqlite3.Connection) -> None:
         """`connection`: autocommit, to a database in the newest schema. `open` is the usual way."""
@@ -148,7 +211,7 @@ class SqliteJobStore:
                 if earlier is not None:
                     earlier.require_same(body_digest)
                     return earlier.record
-            db.execute(_INSERT, _row_of(record))
+            db.execute(_INSERT, row_of(record))
             if idempotency_key is not None:
                 values = (record.key, idempotency_key, body_digest, record.id)
                 db.execute("INSERT INTO idempotency VALUES (?, ?, ?, ?)", values)
@@ -159,16 +222,16 @@ class SqliteJobStore:
             stored = _state_of(db, record.id)
             if not stored.may_become(record.state):
                 raise ValueError(f"job {record.id} cannot go from {stored} to {record.state}")
-            db.execute(_UPDATE, _row_of(record))
+            db.execute(_UPDATE, row_of(record))
             if record.state is JobState.COMPLETED and stored is not JobState.COMPLETED:
                 if media_expires_at is None:
                     raise ValueError("a job that becomes COMPLETED needs media_expires_at")
-                values = (record.media_id, _json_of(record.files), media_expires_at)
+                values = (record.media_id, json_of(record.files), media_expires_at)
                 db.execute("INSERT INTO media (media_id, files, expires_at) VALUES (?, ?, ?)", values)
 
     def get(self, job_id: str) -> JobRecord | None:
         rows = self._rows("SELECT * FROM jobs WHERE id = ?", job_id)
-        return _record_of(rows[0]) if rows else None
+        return record_of(rows[0]) if rows else None
 
     def earlier(self, key: str, idempotency_key: str) -> EarlierSubmit | None:
         rows = self._rows(
@@ -179,11 +242,11 @@ class SqliteJobStore:
         )
         if not rows:
             return None
-        return EarlierSubmit(record=_record_of(rows[0]), body_digest=rows[0]["body_digest"])
+        return EarlierSubmit(record=record_of(rows[0]), body_digest=rows[0]["body_digest"])
 
     def unfinished(self) -> list[JobRecord]:
         rows = self._rows("SELECT * FROM jobs WHERE state IN ('QUEUED', 'PROCESSING') ORDER BY number")
-        return [_record_of(row) for row in rows]
+        return [record_of(row) for row in rows]
 
     def delete(self, job_id: str) -> None:
         with self._transaction() as db:
@@ -194,7 +257,7 @@ class SqliteJobStore:
 
     def media_file(self, media_id: str, name: str) -> JobFile | None:
         rows = self._rows("SELECT files FROM media WHERE media_id = ?", media_id)
-        files = _files_of(rows[0]["files"]) if rows else ()
+        files = files_of(rows[0]["files"]) if rows else ()
         return next((file for file in files if file.name == name), None)
 
     def sweep(self, *, now: float, result_ttl_s: float) -> list[str]:
@@ -244,66 +307,12 @@ def _faults_in_words() -> Iterator[None]:
 
 # rows
 
-_COLUMNS = (
-    "id",
-    "key",
-    "api",
-    "state",
-    "submitted_at",
-    "deadline_at",
-    "started_at",
-    "finished_at",
-    "width",
-    "height",
-    "max_sequence_length",
-    "num_steps",
-    "num_outputs",
-    "seed",
-    "tries",
-    "deaths",
-    "media_id",
-    "files",
-    "error",
-    "error_code",
-    "error_fields",
-    "similarities",
-)
 _INSERT = (
-    f"INSERT INTO jobs ({', '.join(_COLUMNS)}) "  # noqa: S608  # our own words
-    f"VALUES ({', '.join(f':{column}' for column in _COLUMNS)})"
+    f"INSERT INTO jobs ({', '.join(COLUMNS)}) "  # noqa: S608  # our own words
+    f"VALUES ({', '.join(f':{column}' for column in COLUMNS)})"
 )
-_NEVER_CHANGE = {"id", "key", "api", "submitted_at", "media_id"}  # SQLite would write their indexes anew
-_CHANGES = ", ".join(f"{column} = :{column}" for column in _COLUMNS if column not in _NEVER_CHANGE)
+_CHANGES = ", ".join(f"{column} = :{column}" for column in CHANGING)
 _UPDATE = f"UPDATE jobs SET {_CHANGES} WHERE id = :id"  # noqa: S608
-
-
-def _row_of(record: JobRecord) -> dict[str, object]:
-    row: dict[str, object] = {column: getattr(record, column) for column in _COLUMNS}
-    return row | {
-        "state": record.state.value,
-        "files": _json_of(record.files),
-        "error_fields": _json_of(record.error_fields),
-        "similarities": json.dumps(record.similarities),
-    }
-
-
-def _record_of(row: sqlite3.Row) -> JobRecord:
-    values: dict[str, Any] = {column: row[column] for column in _COLUMNS}
-    values |= {
-        "state": JobState(row["state"]),
-        "files": _files_of(row["files"]),
-        "error_fields": tuple(FieldProblem(**problem) for problem in json.loads(row["error_fields"])),
-        "similarities": tuple(tuple(picture) for picture in json.loads(row["similarities"])),
-    }
-    return JobRecord(**values)
-
-
-def _json_of(items: Sequence[JobFile | FieldProblem]) -> str:
-    return json.dumps([asdict(item) for item in items])
-
-
-def _files_of(text: str) -> tuple[JobFile, ...]:
-    return tuple(JobFile(**file) for file in json.loads(text))
 
 
 def _state_of(db: sqlite3.Connection, job_id: str) -> JobState:

@@ -25,7 +25,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from pulid.engine import (
@@ -39,7 +38,7 @@ from pulid.engine import (
     StepEvent,
 )
 from pulid.errors import DeviceLost, EngineFailed, OutOfMemory, PulidError, SetupError, about_photo
-from server.jobs.files import MediaFiles, encode_images
+from server.jobs.files import MediaStore, encode_images
 from server.jobs.job import Similarities
 from server.jobs.messages import (
     Admit,
@@ -92,7 +91,7 @@ class WorkerSetup:
     device: str
     create_engine: CreateEngine
     decode_photo: Callable[[bytes], RgbImage]  # raises ImageRejected
-    media_folder: Path
+    media: MediaStore
     log_level: LogLevel = "info"
     log_format: LogFormat | None = None
 
@@ -131,7 +130,7 @@ class Worker:
     def __init__(self, connection: Connection, setup: WorkerSetup) -> None:
         self._connection = connection
         self._setup = setup
-        self._media = MediaFiles(setup.media_folder)
+        self._media = setup.media
         self._log = log.bind(device=setup.device)
         self._sending = threading.Lock()
         self._is_loaded = False

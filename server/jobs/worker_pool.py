@@ -23,9 +23,9 @@ from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
-from pathlib import Path
 
 from pulid.engine import RgbImage
+from server.jobs.files import MediaStore
 from server.jobs.messages import (
     DeviceFault,
     EngineFailedToLoad,
@@ -172,7 +172,7 @@ class WorkerPool:
         devices: Sequence[str],
         create_engine: CreateEngine,
         decode_photo: Callable[[bytes], RgbImage],
-        media_folder: Path,
+        media: MediaStore,
         on_event: Callable[[str, WorkerEvent], None],
         clock: Callable[[], float] = time.monotonic,
         stall_floor_s: float = 60.0,
@@ -189,7 +189,7 @@ class WorkerPool:
                 device=device,
                 create_engine=create_engine,
                 decode_photo=decode_photo,
-                media_folder=media_folder,
+                media=media,
                 log_level=log_level,
                 log_format=log_format,
             )

@@ -116,10 +116,13 @@ class Budget:
     def require_place(self, key: str) -> None:
         """Raises RateLimited when the key has as many unfinished jobs as it may."""
         if self._concurrency and self._unfinished_of(key) >= self._concurrency:
-            raise RateLimited(
-                f"{_who(key)} may have {self._concurrency} unfinished jobs. Try again when one has ended.",
-                retry_after_s=_PLACE_RETRY_S,
-            )
+            raise self.no_place(key)
+
+    def no_place(self, key: str) -> RateLimited:
+        return RateLimited(
+            f"{_who(key)} may have {self._concurrency} unfinished jobs. Try again when one has ended.",
+            retry_after_s=_PLACE_RETRY_S,
+        )
 
 
 def _who(key: str) -> str:

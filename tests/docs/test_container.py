@@ -89,11 +89,11 @@ def test_another_torch_takes_the_place_of_the_pinned_one():
         assert f"s/^{package}==.*/{package}==${{{argument}}}/" in install
 
 
-def test_only_the_cpu_image_has_the_models_of_the_tiny_profile():
+def test_both_images_can_share_jobs_and_only_the_cpu_image_has_the_models_of_the_tiny_profile():
     extras = {
         device: read_dockerfile(DEVICE=device).environment_of("builder")["EXTRAS"] for device in DEVICES
     }
-    assert extras == {"cpu": "[tiny]", "gpu": ""}
+    assert extras == {"cpu": "[tiny,cluster]", "gpu": "[cluster]"}
 
 
 def test_health_is_asked_of_the_server(dockerfile):

@@ -7,6 +7,7 @@ import sqlite3
 from contextlib import asynccontextmanager, closing, contextmanager
 from io import BytesIO
 
+import psycopg
 from PIL import Image
 from prometheus_client import CollectorRegistry
 
@@ -17,6 +18,7 @@ from server.jobs.face_stage import FaceStage
 from server.jobs.files import OutputOptions
 from server.jobs.job import JobState
 from server.jobs.live import ParsedBody
+from server.jobs.places import folder_of
 from server.jobs.runner import JobLimits
 from server.jobs.service import JobService
 from server.jobs.storage import JobStorage
@@ -140,7 +142,9 @@ async def serving(
     lost = []
     registry = CollectorRegistry()
     service = JobService(
-        storage=JobStorage(tmp_path / "data", min_free_bytes=min_free_bytes),
+        storage=JobStorage(
+            tmp_path / "data", min_free_bytes=min_free_bytes, shared=shared_places(tmp_path, devices)
+        ),
         devices=devices,
         create_engine=script,
         decode_photo=decode_image,
@@ -161,11 +165,30 @@ async def serving(
         await service.close()
 
 
+def shared_places(tmp_path, devices):
+    """Where several servers would share their jobs; these tests have one, unless others replace this."""
+    return
+
+
 def data_of(here):
     return here.service._storage._data_dir
 
 
+def bodies_of(here):
+    """Bodies and photos on disk, wherever the service keeps them."""
+    shared = here.service._storage.shared
+    folders = [data_of(here).bodies] + ([] if shared is None else [folder_of(shared.media_url) / "bodies"])
+    return [path for folder in folders for path in folder.iterdir()]
+
+
+def picture_path(here, record):
+    return here.service._storage.media.path(record.media_id, "0.png")
+
+
 def connection_to(here):
+    shared = here.service._storage.shared
+    if shared is not None:
+        return psycopg.connect(shared.database_url, autocommit=True)
     return closing(sqlite3.connect(data_of(here).database, isolation_level=None))
 
 
@@ -177,8 +200,11 @@ def stored_states(here):
 @contextmanager
 def locked_database(here):
     """Another program writes to the database and does not come to an end."""
+    is_shared = here.service._storage.shared is not None
     with connection_to(here) as other:
-        other.execute("BEGIN IMMEDIATE")
+        other.execute("BEGIN" if is_shared else "BEGIN IMMEDIATE")
+        if is_shared:
+            other.execute("LOCK TABLE jobs, media, servers IN EXCLUSIVE MODE")
         yield
         other.execute("ROLLBACK")
 

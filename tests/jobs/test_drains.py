@@ -8,7 +8,7 @@ import threading
 import pytest
 
 import jobs.serving
-from jobs.serving import PATIENCE_S, data_of, locked_database, scenario, until
+from jobs.serving import PATIENCE_S, bodies_of, locked_database, scenario, until
 from server.jobs.job import JobState, NotReady
 
 
@@ -74,7 +74,7 @@ async def test_a_call_that_was_being_written_and_waited_when_the_drain_began_is_
         record = await here.ended(await submitting)
         assert (record.state, record.error_code) == (JobState.FAILED, "not_ready")
         await asyncio.sleep(0.3)  # as long as a photo takes
-        assert {file.name.partition(".")[0] for file in data_of(here).bodies.iterdir()} == {running}
+        assert {file.name.partition(".")[0] for file in bodies_of(here)} == {running}
         assert here.service.unfinished_of("late") == 0
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs.serving import data_of, png, scenario, until
+from jobs.serving import bodies_of, data_of, png, scenario, until
 from jobs.test_disk_trouble import files_up_to, linux_only
 from server.jobs.job import JobState
 from server.jobs.photos import FETCHES_AT_ONCE
@@ -19,12 +19,12 @@ RED, GREEN, BLUE = (
 URL = "https://slow.example/photo.png"
 
 
-def bodies_of(here):
-    return sorted(path.name.partition(".")[2] for path in data_of(here).bodies.iterdir())
+def kinds_of_bodies(here):
+    return sorted(path.name.partition(".")[2] for path in bodies_of(here))
 
 
 def picture_of(here, record):
-    [data] = [(data_of(here).media / record.media_id / file.name).read_bytes() for file in record.files]
+    [data] = [here.service._storage.media.read(record.media_id, file.name) for file in record.files]
     return data
 
 
@@ -43,10 +43,10 @@ async def test_they_lie_beside_the_body_until_the_job_ends(start):
     async with start(gated=True) as here:
         job = await here.submit(photos=[RED, GREEN, BLUE])
         await here.processing(job)
-        assert bodies_of(here) == ["json", "photo.0", "photo.1", "photo.2"]
+        assert kinds_of_bodies(here) == ["json", "photo.0", "photo.1", "photo.2"]
         here.script.open_gate()
         assert (await here.ended(job)).state is JobState.COMPLETED
-        assert bodies_of(here) == []
+        assert kinds_of_bodies(here) == []
 
 
 @scenario
@@ -62,7 +62,7 @@ async def test_photos_of_one_job_are_fetched_side_by_side_and_it_waits_for_all(s
     async with start() as here:
         here.photos.gate.clear()
         job = await here.submit(photos=[URL, RED, URL])
-        await until(lambda: bodies_of(here) == ["json", "photo.1"])
+        await until(lambda: kinds_of_bodies(here) == ["json", "photo.1"])
         assert here.script.prepared == []
         here.photos.gate.set()
         assert (await here.ended(job)).state is JobState.COMPLETED
@@ -103,7 +103,7 @@ def test_one_photo_that_is_refused_ends_the_job_and_names_itself(tmp_path, api, 
             assert record.error.startswith("photos[2]: The photo")
             here.photos.gate.set()
             assert (await here.run(photos=[RED, URL])).state is JobState.COMPLETED
-            assert bodies_of(here) == []
+            assert kinds_of_bodies(here) == []
             assert here.script.prepared == ["p"]
 
     story(tmp_path)
@@ -119,7 +119,7 @@ async def test_a_cancelled_job_stops_fetching_all_its_photos(start):
         again = await here.submit(photos=[URL] * 8)
         here.photos.gate.set()
         assert (await here.ended(again)).state is JobState.COMPLETED
-        assert bodies_of(here) == []
+        assert kinds_of_bodies(here) == []
 
 
 @linux_only
@@ -155,4 +155,4 @@ async def test_a_job_that_waited_when_the_server_ended_has_its_photos_in_the_nex
             record = await again.ended(job)
             assert record.state is JobState.COMPLETED
             assert picture_of(again, record) == right
-        assert bodies_of(again) == []
+        assert kinds_of_bodies(again) == []

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pulid.errors import SetupError
 from server.errors import FieldProblem
 from server.jobs.job import IdempotencyConflict, JobFile, JobRecord, JobState, StoreFailed, StoreFull
+from server.jobs.postgres_store import PostgresJobStore
 from server.jobs.store import MIGRATIONS, SqliteJobStore, StoreDamaged, configure
 
 QUEUED, PROCESSING, COMPLETED, FAILED = JobState
@@ -28,8 +29,19 @@ def path(tmp_path):
 
 
 @pytest.fixture
-def store(path):
+def sqlite(path):
     with closing(SqliteJobStore.open(path)) as store:
+        yield store
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def store(request):
+    """What holds for either."""
+    if request.param == "sqlite":
+        yield request.getfixturevalue("sqlite")
+        return
+    address = request.getfixturevalue("database")
+    with closing(PostgresJobStore.open(address, name="a", places=2, lease_s=60)) as store:
         yield store
 
 
@@ -243,8 +255,8 @@ def test_ended_jobs_go_after_their_time_and_pictures_after_theirs(store):
 # the file
 
 
-def test_only_the_server_s_user_may_read_the_database(store, path):
-    store.insert(job(1))
+def test_only_the_server_s_user_may_read_the_database(sqlite, path):
+    sqlite.insert(job(1))
     files = sorted(path.parent.iterdir())
     assert [file.name for file in files] == ["jobs.sqlite3", "jobs.sqlite3-shm", "jobs.sqlite3-wal"]
     assert [mode_of(file) for file in files] == [0o600] * 3
@@ -331,7 +343,7 @@ def test_migrations_are_numbered_from_one_without_gaps():
     assert numbers == list(range(1, len(numbers) + 1))
 
 
-def test_a_new_database_has_the_newest_schema_and_needs_no_copy(store, path):
+def test_a_new_database_has_the_newest_schema_and_needs_no_copy(sqlite, path):
     assert version_of(path) == len(list(MIGRATIONS.glob("*.sql")))
     assert not list(path.parent.glob("*.bak*"))
 

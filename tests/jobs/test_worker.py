@@ -19,7 +19,7 @@ from PIL import Image
 from fakes import PATIENCE_S, SECRET, Script, colour_of, flat_picture, own_part, paint, photo_of, preview_of
 from pulid.engine import EngineInfo, GenerationRequest
 from pulid.errors import DeviceUnavailable, EngineFailed, ImageRejected, NoFaceFound, OutOfMemory
-from server.jobs.files import OutputOptions
+from server.jobs.files import MediaFiles, OutputOptions
 from server.jobs.job import StoreFull
 from server.jobs.messages import (
     Admit,
@@ -71,7 +71,7 @@ class Desk:
             device="here",
             create_engine=script,
             decode_photo=partial(decode_image, max_megapixels=1.0),
-            media_folder=self.media,
+            media=MediaFiles(self.media),
             log_format="json",
         )
         self.pipe, theirs = SPAWN.Pipe()

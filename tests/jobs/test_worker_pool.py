@@ -21,7 +21,7 @@ import server.jobs.worker_pool as module
 from fakes import PATIENCE_S, Script, flat_picture
 from pulid.engine import GenerationRequest
 from pulid.errors import DeviceUnavailable
-from server.jobs.files import OutputOptions
+from server.jobs.files import MediaFiles, OutputOptions
 from server.jobs.messages import (
     Admit,
     Cancel,
@@ -56,7 +56,7 @@ class Hall:
             devices=devices,
             create_engine=create_engine,
             decode_photo=partial(decode_image, max_megapixels=1.0),
-            media_folder=folder / "media",
+            media=MediaFiles(folder / "media"),
             on_event=self._hear,
             **options,
         )
@@ -501,6 +501,7 @@ import asyncio, os, signal, sys
 from functools import partial
 from pathlib import Path
 from fakes import Script
+from server.jobs.files import MediaFiles
 from server.jobs.messages import EngineReady
 from server.jobs.worker_pool import WorkerPool
 from server.security.image_decode import decode_image
@@ -511,7 +512,7 @@ async def main(folder, deed):
         devices=["one"],
         create_engine=Script(folder),
         decode_photo=partial(decode_image, max_megapixels=1.0),
-        media_folder=folder,
+        media=MediaFiles(folder),
         on_event=lambda device, event: (print(type(event).__name__, flush=True), ready.set()),
     )
     signal.signal(signal.SIGINT, lambda *_: None)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from model.portraits import PHOTOS, generate, photo, portrait, within_one_level
 from server.engines import create_engine
-from server.jobs.files import OutputOptions
+from server.jobs.files import MediaFiles, OutputOptions
 from server.jobs.messages import Admit, EngineReady, Finished, Prepare, Prepared, Stop
 from server.jobs.worker import EXIT_STOPPED, WorkerSetup, run_worker
 from server.security.image_decode import decode_image
@@ -35,7 +35,7 @@ def worker(tmp_path):
         device="cpu",
         create_engine=partial(create_engine, profile="tiny", weights_dir=tmp_path, face_mode="one-face"),
         decode_photo=partial(decode_image, max_megapixels=60.0),
-        media_folder=tmp_path,
+        media=MediaFiles(tmp_path),
     )
     spawn = multiprocessing.get_context("spawn")
     ours, theirs = spawn.Pipe()
