@@ -211,6 +211,9 @@ class MediaFiles:
     def path(self, media_id: str, name: str) -> Path:
         return self._folder_of(media_id) / checked(MEDIA_NAME, name)
 
+    def read(self, media_id: str, name: str) -> bytes:
+        return self.path(media_id, name).read_bytes()
+
     def delete(self, media_id: str) -> None:
         """Remove the pictures of a job, if they are there."""
         _remove_whole(self._folder_of(media_id))
