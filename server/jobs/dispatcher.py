@@ -44,8 +44,8 @@ class _Device:
         return any(job.alone for job in self.jobs)
 
     def may_begin(self, job: LiveJob) -> bool:
-        """Nothing runs; one that is alone has nothing but itself beside it."""
-        return not (job.alone and self.jobs - {job})
+        """One that is alone has nothing beside it."""
+        return self.running is None and not (job.alone and self.jobs - {job})
 
 
 class Dispatcher:
@@ -185,7 +185,7 @@ class Dispatcher:
 
     def _occupy_one(self) -> bool:
         """Let one device that is free begin a job; False when there is none, or no job for it."""
-        late = self._begun_before_enough()
+        late = self._held_up_too_long()
         for device in self._free:
             if device.ahead is not None and device.may_begin(device.ahead):
                 if late is not None and device.may_begin(late):
@@ -197,7 +197,7 @@ class Dispatcher:
         return bool(takers) and (
             self._take_over_by(takers, late)
             or self._begin_from_queue(takers)
-            or self._take_over_by(takers, next(self._beside_another(), None))
+            or self._take_over_by(takers, next((job for _, job in self._held_up()), None))
         )
 
     def _begin_from_queue(self, takers: list[_Device]) -> bool:
@@ -217,17 +217,18 @@ class Dispatcher:
         self._take_over(_best_for(job, able), job)
         return True
 
-    def _beside_another(self) -> Iterator[LiveJob]:
-        """Jobs that wait for the end of the one which their device runs, oldest choice first."""
-        return (job for job in self._ahead if self._device_of[job].running is not None)
+    def _held_up(self) -> Iterator[tuple[int, LiveJob]]:
+        """Jobs that wait for the end of another on their device, with their places in order of choice."""
+        return (
+            (place, job) for place, job in enumerate(self._ahead) if not self._device_of[job].may_begin(job)
+        )
 
-    def _begun_before_enough(self) -> LiveJob | None:
-        """A job beside another, of which too many that were chosen later have begun."""
-        for place, job in enumerate(self._ahead):
-            if self._device_of[job].running is not None:
-                still_ahead = len(self._ahead) - place - 1
-                begun_before = self._chosen - self._ahead[job] - still_ahead
-                return job if begun_before >= MAX_BEGUN_BEFORE else None
+    def _held_up_too_long(self) -> LiveJob | None:
+        """The first of them, if so many that were chosen later have begun."""
+        for place, job in self._held_up():
+            still_ahead = len(self._ahead) - place - 1
+            begun_before = self._chosen - self._ahead[job] - still_ahead
+            return job if begun_before >= MAX_BEGUN_BEFORE else None
         return None
 
     def _take_over(self, device: _Device, job: LiveJob) -> None:
