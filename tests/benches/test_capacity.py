@@ -68,7 +68,7 @@ def erlang_c(load, devices):
 def test_several_devices_wait_as_m_m_c_says():
     """A job that is prepared beside another does not wait for it where a device is idle."""
     load, devices, service = 0.7, 4, ONE_KIND[0].seconds
-    outcome = simulated(load, devices, spread=True, jobs=3 * JOBS)
+    outcome = simulated(load, devices, spread=True)
     assert outcome.mean == pytest.approx(erlang_c(load, devices) * service / (devices * (1 - load)), rel=0.08)
 
 
