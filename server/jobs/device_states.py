@@ -6,7 +6,7 @@ conclusions: what it means that no device is left is the runner's business.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
 from pulid.errors import PulidError
 from server.jobs.messages import (
@@ -23,14 +23,14 @@ from server.metrics import JobMetrics
 
 
 class DeviceStates:
-    def __init__(self, devices: Iterable[str], metrics: JobMetrics) -> None:
+    def __init__(self, devices: Sequence[str], metrics: JobMetrics) -> None:
         self._metrics = metrics
         self._loading: dict[str, Loading] = {}  # the last word of each whose engine is being loaded
         self._in_service = set(devices)
         self._faults: dict[str, PulidError] = {}
         self._were_ready: set[str] = set()
         self._stepping_since: dict[str, float] = {}
-        for device in self._in_service:
+        for device in devices:
             metrics.device_known(device)
 
     @property
