@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,7 @@ LOADS = (0.5, 0.7, 0.8, 0.9, 0.95)
 DEVICES = (1, 2, 4, 8)
 FLEETS = (10, 100, 1000)
 HAND_OUTS = (8, 100, 1000)  # devices
+PREPARE = 0.1  # of a picture's time, assumed: a new photo and a new prompt
 
 COMMITS_PER_JOB = 3  # of v2: accepted, begun, ended; v1 has two
 CALLS_PER_JOB = 5  # of v2: submit, three questions after its state, the picture
@@ -90,7 +92,8 @@ def per_hour(seconds: float) -> float:
 def waits_in_service_times(jobs: int, seed: int) -> dict[str, dict[str, float]]:
     """Devices -> load -> p95 of the wait, in times that one picture takes. All pictures of one size.
 
-    The last row has the most devices with one line that no job leaves before a device is free.
+    The last rows have the most devices: with one line that no job leaves before a device is free, as nothing
+    could do better; and with jobs that have to be prepared, beside others where there are any.
     """
 
     def row(queue: Callable[[Iterable[Arrival], int], Outcome], devices: int) -> dict[str, float]:
@@ -99,7 +102,9 @@ def waits_in_service_times(jobs: int, seed: int) -> dict[str, dict[str, float]]:
         return {str(load): round(queue(each, devices).quantile(0.95), 2) for load, each in arrivals.items()}
 
     told = {str(devices): row(simulate, devices) for devices in DEVICES}
-    return told | {f"{DEVICES[-1]}, one line": row(one_line, DEVICES[-1])}
+    told[f"{DEVICES[-1]}, one line"] = row(one_line, DEVICES[-1])
+    prepared = row(partial(simulate, prepare_s=PREPARE), DEVICES[-1])
+    return told | {f"{DEVICES[-1]}, {PREPARE:g} to prepare": prepared}
 
 
 def mixture(rate: float) -> list[Kind]:

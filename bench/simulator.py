@@ -2,9 +2,9 @@
 
 What decides whose turn it is, and which device gets it, is the real code (server/jobs/scheduler.py and
 server/jobs/dispatcher.py), with all it does: fairness between keys, jobs of one shape one after the other,
-a job chosen ahead for each busy device. Made up are the arrivals and the time that a job takes. Left out are
-photos that come late, deadlines, callers who leave, and faults: a simulated job is ready when it arrives,
-and prepared when its device is free.
+a job prepared ahead beside each busy device, which an idle one takes over. Made up are the arrivals and the
+times that a job and its preparation take. Left out are photos that come late, deadlines, callers who leave,
+and faults: a simulated job is ready when it arrives.
 """
 
 from __future__ import annotations
@@ -88,9 +88,11 @@ def poisson(
         yield Arrival(at, f"key{draw.randrange(keys)}", kind.width, kind.height, seconds)
 
 
-def simulate(arrivals: Iterable[Arrival], devices: int, *, max_queued: int = 10_000) -> Outcome:
-    """Every arrival, until the last one is painted."""
-    return _Run(devices, max_queued).over(list(arrivals))
+def simulate(
+    arrivals: Iterable[Arrival], devices: int, *, max_queued: int = 10_000, prepare_s: float = 0.0
+) -> Outcome:
+    """Every arrival, until the last one is painted. Preparing a job takes `prepare_s`, before it or ahead."""
+    return _Run(devices, max_queued, prepare_s).over(list(arrivals))
 
 
 def one_line(arrivals: Iterable[Arrival], devices: int) -> Outcome:
@@ -110,8 +112,10 @@ def one_line(arrivals: Iterable[Arrival], devices: int) -> Outcome:
 
 
 class _Run:
-    def __init__(self, devices: int, max_queued: int) -> None:
+    def __init__(self, devices: int, max_queued: int, prepare_s: float) -> None:
         self._now = 0.0
+        self._prepare_s = prepare_s
+        self._prepared_at: dict[str, float] = {}  # of live jobs, once a device prepares them
         self._order = count()
         self._ends: list[tuple[float, int, LiveJob]] = []  # a heap
         self._live: dict[str, LiveJob] = {}
@@ -167,19 +171,22 @@ class _Run:
             self._dispatcher.make_ready(job)
 
     def _sent(self, device: str, message: ToWorker) -> None:
-        """What a worker would hear. It begins with what it may begin with, at once."""
+        """What a worker would hear. It begins what it may begin as soon as that is prepared."""
+        if isinstance(message, Prepare):
+            self._prepared_at[message.job_id] = self._now + self._prepare_s
         if isinstance(message, Admit) or (isinstance(message, Prepare) and message.is_admitted):
             self._begin(self._live[message.job_id])
 
     def _begin(self, job: LiveJob) -> None:
         asked = self._asked[job.id]
+        begins_at = max(self._now, self._prepared_at[job.id])
         if job.id in self._counted:
-            wait = self._now - asked.at
+            wait = begins_at - asked.at
             self._outcome.order.append(job.id)
             self._outcome.waits.append(wait)
             self._outcome.waits_by_key.setdefault(asked.key, []).append(wait)
         self._outcome.busy_s += asked.seconds
-        heapq.heappush(self._ends, (self._now + asked.seconds, next(self._order), job))
+        heapq.heappush(self._ends, (begins_at + asked.seconds, next(self._order), job))
 
     def _end_until(self, moment: float) -> None:
         while self._ends and self._ends[0][0] <= moment:
@@ -190,4 +197,5 @@ class _Run:
 
     def _forget(self, job_id: str) -> None:
         del self._live[job_id], self._asked[job_id]
+        self._prepared_at.pop(job_id, None)
         self._counted.discard(job_id)

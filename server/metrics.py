@@ -32,6 +32,7 @@ _HTTP_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120,
 _STAGE_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 30, 60, 120)
 _WAIT_S = (0.01, 0.05, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _BATCH_JOBS = (1, 2, 3, 4, 6, 8, 12, 16)
+_STEP_S = (0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2.5, 5, 10)
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
@@ -87,6 +88,28 @@ class JobMetrics:
         self._taken_over = Counter(
             "flux_pulid_jobs_taken_over", "Jobs of others that this server has taken up.", registry=registry
         )
+        self._steps = Histogram(
+            "flux_pulid_device_step_seconds",
+            "Denoising steps of a device; their sum is the time in which it was busy with them.",
+            ["device"],
+            registry=registry,
+            buckets=_STEP_S,
+        )
+        self._painted = Counter(
+            "flux_pulid_device_jobs", "Jobs whose pictures a device has made.", ["device"], registry=registry
+        )
+        self._restarts = Counter(
+            "flux_pulid_device_restarts",
+            "Engines that were loaded again on a device, after the end of its worker.",
+            ["device"],
+            registry=registry,
+        )
+        self._out_of_service = Gauge(
+            "flux_pulid_device_out_of_service",
+            "1: no worker is started on this device again.",
+            ["device"],
+            registry=registry,
+        )
         for name in STAGES:
             self._stage.labels(name)
 
@@ -133,6 +156,24 @@ class JobMetrics:
     def cache_lookup(self, cache: str, *, hit: bool) -> None:
         """`cache` is identity or prompt."""
         self._cache.labels(cache, str(hit).lower()).inc()
+
+    def device_known(self, device: str) -> None:
+        """The server has this device: its series begin at 0."""
+        for metric in (self._steps, self._painted, self._restarts, self._out_of_service):
+            metric.labels(device)
+
+    def device_stepped(self, device: str, seconds: float) -> None:
+        self._steps.labels(device).observe(seconds)
+
+    def device_painted(self, device: str) -> None:
+        self._painted.labels(device).inc()
+
+    def device_restarted(self, device: str) -> None:
+        self._restarts.labels(device).inc()
+
+    def device_lost(self, device: str) -> None:
+        """For good."""
+        self._out_of_service.labels(device).set(1)
 
     def device_memory(self, device: str, used: int) -> None:
         """`used` in bytes."""

@@ -300,6 +300,7 @@ class Script:
     notice: str = ""
     slow_to_load: bool = False
     load_error: Exception | None = None
+    fails_on: tuple[str, ...] = ()  # the devices that `load_error` is about; empty: all
     tears_a_message: bool = False  # the first worker dies in the middle of its first message
     loaded_percent: int | None = None  # told of the loading, once
 
@@ -315,7 +316,7 @@ class Script:
         if self.tears_a_message and self.is_first("tear"):
             _write_half_a_message()
             _crash()
-        if self.load_error is not None:
+        if self.load_error is not None and device in (self.fails_on or (device,)):
             raise self.load_error
         return ScriptedEngine(self, device=device, places=self.places, notice=self.notice)
 

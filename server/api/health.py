@@ -5,16 +5,17 @@ None of them touches an engine.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from server.api.deps import NEEDS_KEY, MetricsDep, ServiceDep
 from server.api.responses import described
 from server.api.v1_schemas import ErrorAnswer
 from server.errors import error_response
+from server.jobs.service import JobService
 from server.metrics import CONTENT_TYPE
 
 router = APIRouter(tags=["health"])
@@ -29,6 +30,12 @@ class Ready(BaseModel):
     profile: str
     device: str
     notice: str
+    devices: dict[str, Literal["ready", "starting", "out of service"]] = Field(
+        description="how each device stands; one that is ready is enough"
+    )
+    out_of_service: dict[str, str] = Field(
+        description="devices on which no worker is started any more, and why; empty where there is none"
+    )
 
 
 class NotReadyAnswer(ErrorAnswer):
@@ -49,13 +56,24 @@ async def health() -> Alive:
 
 @router.get("/ready", response_class=JSONResponse, responses=_READINESS)
 async def ready(request: Request, service: ServiceDep) -> Response:
-    """An engine is loaded, its worker lives, the disk has room, and the server is not going down."""
+    """An engine is loaded on one device at least, its worker lives, the disk has room, no end is near."""
     reason, info = service.not_ready_reason, service.engine_info
     if reason is not None or info is None:
         return error_response(request, 503, f"Not ready: {reason}.", reason=reason)
-    return JSONResponse(
-        {"status": "ready", "profile": info.profile, "device": info.device, "notice": info.notice}
+    answer = Ready(
+        profile=info.profile,
+        device=info.device,
+        notice=info.notice,
+        devices={device: state_of(device, service) for device in service.workers},
+        out_of_service={device: str(error) for device, error in service.out_of_service.items()},
     )
+    return JSONResponse(answer.model_dump())
+
+
+def state_of(device: str, service: JobService) -> Literal["ready", "starting", "out of service"]:
+    if device in service.out_of_service:
+        return "out of service"
+    return "ready" if service.workers[device] else "starting"
 
 
 def metrics_router(*, public: bool) -> APIRouter:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pulid.engine import GenerationRequest
 from server.jobs.files import OutputOptions
 from server.jobs.job import JobRecord
+from server.jobs.scheduler import Shape
 from server.tracing import JobTrace
 
 
@@ -42,6 +43,7 @@ class LiveJob:
     output: OutputOptions
     photos: int = 1
     places: tuple[str, ...] = ()  # as in `ParsedBody`
+    photo_marks: tuple[int, ...] = ()  # as in `at_hand.py`; none before they are on disk
     alone: bool = False  # a worker died over it: it is prepared and run with nothing beside it
     prepare_sent: bool = False
     step: int = 0
@@ -64,6 +66,12 @@ class LiveJob:
     @property
     def id(self) -> str:
         return self.record.id
+
+    @property
+    def shape(self) -> Shape:
+        """Jobs that share it share what an engine records of a step."""
+        record = self.record
+        return (record.height, record.width, record.max_sequence_length, record.num_outputs)
 
     def touch(self) -> None:
         """Wake whoever watches."""

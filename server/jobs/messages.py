@@ -1,7 +1,7 @@
 """What the server and a worker process tell each other. Plain data that travels over a pipe.
 
 Server to worker: Prepare, Admit, Watch, Cancel, AskFaces, AskIdentity, Stop. Worker to server: the
-WorkerEvents. `WorkerDied` and `PoolBroken` are said by the pool about a worker that can no longer speak.
+WorkerEvents. `WorkerDied` and `OutOfService` are said by the pool about a worker that can no longer speak.
 """
 
 from __future__ import annotations
@@ -182,10 +182,10 @@ class WorkerDied:
 
 
 @dataclass(frozen=True, slots=True)
-class PoolBroken:
-    """Too many deaths: no worker will be started again."""
+class OutOfService:
+    """No worker will be started on this device again: its engine cannot be loaded, or it keeps dying."""
 
-    reason: str
+    error: PulidError
 
 
 Answer = FacesFound | IdentityMade | AskFailed
@@ -203,5 +203,5 @@ WorkerEvent = (
     | Answer
     | DeviceFault
     | WorkerDied
-    | PoolBroken
+    | OutOfService
 )

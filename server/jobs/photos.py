@@ -14,6 +14,7 @@ from contextlib import nullcontext, suppress
 from itertools import zip_longest
 from typing import TypeVar
 
+from server.jobs.at_hand import mark_of
 from server.jobs.face_stage import FaceStage, is_url
 from server.jobs.live import LiveJob, ParsedBody
 from server.jobs.storage import JobStorage
@@ -57,19 +58,22 @@ class JobPhotos:
         if job.trace is not None:
             job.trace.fetching()
         photos = zip_longest(parsed.photos, parsed.places, fillvalue="")
-        stored = [self._store(job, number, *photo) for number, photo in enumerate(photos)]
+        marks: dict[int, int] = {}
+        stored = [self._store(job, number, *photo, marks) for number, photo in enumerate(photos)]
         are_stored = all(await all_of(stored))
+        job.photo_marks = tuple(marks.values())
         if job.trace is not None:
             job.trace.fetched()
         return are_stored
 
-    async def _store(self, job: LiveJob, number: int, photo: str, place: str) -> bool:
+    async def _store(self, job: LiveJob, number: int, photo: str, place: str, marks: dict[int, int]) -> bool:
         async with self._fetch_slots[job.record.key] if is_url(photo) else nullcontext():
             started = time.perf_counter()
             source = await self._face_stage.source(photo, place)
 
             def read() -> bytes:
                 data = source()
+                marks[number] = mark_of(data)
                 self._metrics.stage("fetch", time.perf_counter() - started)
                 return data
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from pulid.engine import EngineInfo, RgbImage
 from pulid.errors import EngineFailed, PulidError
+from server.jobs.device_states import DeviceStates
 from server.jobs.dispatcher import Dispatcher
 from server.jobs.ends import MAX_TRIES, about, end_trace, ended_record, hopeless
 from server.jobs.face_stage import FaceStage
@@ -38,14 +39,12 @@ from server.jobs.live import JobView, LiveJob, ParsedBody
 from server.jobs.messages import (
     AskFailed,
     DeviceFault,
-    EngineFailedToLoad,
     EngineReady,
     FacesFound,
     Finished,
     IdentityMade,
     JobFailed,
-    Loading,
-    PoolBroken,
+    OutOfService,
     Prepared,
     Preparing,
     Stepped,
@@ -71,6 +70,8 @@ PROBE_EVERY_S = 3.0  # of a data folder that did not take the last write
 
 _STOPPED = "The server stopped before this picture was done. Send the request again."
 _ENGINE_DIED = "The engine stopped while it looked at the photo. Try again in a few seconds."
+
+JobEvent = Finished | JobFailed | Preparing | Prepared | Stepping | Stepped
 
 # What another attempt may cure: full devices and disks, and faults nobody understands.
 _WORTH_A_RETRY = frozenset({"out_of_memory", "storage_full", "storage_failed", "engine_failed"})
@@ -113,7 +114,7 @@ class JobRunner:
         self._metrics = metrics
         self._on_ready = on_ready
         self._on_lost = on_lost
-        self._loading: dict[str, Loading] = {}  # the last word of each device whose engine is being loaded
+        self._devices = DeviceStates(devices, metrics)
         self._unfinished_of: defaultdict[str, int] = defaultdict(int)  # by key
         self._is_draining = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -215,9 +216,8 @@ class JobRunner:
         return self._dispatcher.ready
 
     @property
-    def loading(self) -> Loading | None:
-        """Of the engines that are being loaded, how far the foremost is, where one has told."""
-        return max(self._loading.values(), key=lambda loading: loading.percent, default=None)
+    def devices(self) -> DeviceStates:
+        return self._devices
 
     def unfinished_of(self, key: str) -> int:
         return self._unfinished_of[key]
@@ -427,40 +427,42 @@ class JobRunner:
     # what workers say
 
     def _on_event(self, device: str, event: WorkerEvent) -> None:
+        self._devices.heard(device, event, time.monotonic())
         match event:
-            case Loading():
-                self._loading[device] = event
             case EngineReady(info):
-                self._loading.pop(device, None)
                 self.info = info
                 log.info("engine ready", device=device, profile=info.profile, **info.details)
                 self._dispatcher.device_ready(device)
                 self._on_ready(info)
-            case EngineFailedToLoad(error):
-                self._lose_engines(error)
-            case PoolBroken(reason):
-                self._lose_engines(EngineFailed(reason))
+            case OutOfService(error):
+                log.error("device out of service", device=device, code=error.code, reason=str(error))
+                if not self._devices.is_any_left:
+                    self._lose_engines(error)
             case DeviceFault(reason):
                 log.error("device fault", device=device, reason=reason)
             case WorkerDied():
-                self._loading.pop(device, None)
                 self.questions.device_lost(device, NotReady(_ENGINE_DIED))
                 self._on_death(device, event)
             case FacesFound() | IdentityMade() | AskFailed():
                 self.questions.answered(event)
             case Finished() | JobFailed() | Preparing() | Prepared() | Stepping() | Stepped():
                 job = self.live.get(event.job_id)
-                is_late = isinstance(event, Finished) and job is not None and not _is_of(event, job)
+                is_late = job is not None and not self._is_of(device, event, job)
                 if job is not None and not job.ending and not is_late:
                     self._on_job_event(device, job, event)
                 elif isinstance(event, Finished):
                     self._spawn(self._delete_unwanted(event))
 
+    def _is_of(self, device: str, event: JobEvent, job: LiveJob) -> bool:
+        """Not of an attempt before another device, or another server, had it."""
+        is_another_servers = isinstance(event, Finished) and event.media_id != job.record.media_id
+        return self._dispatcher.has(device, job) and not is_another_servers
+
     def _on_job_event(
         self,
         device: str,
         job: LiveJob,
-        event: Finished | JobFailed | Preparing | Prepared | Stepping | Stepped,
+        event: JobEvent,
     ) -> None:
         if job.trace is not None:
             job.trace.heard(event)
@@ -693,8 +695,3 @@ class JobRunner:
         while True:
             await asyncio.sleep(PROBE_EVERY_S)
             await self._storage.probe()
-
-
-def _is_of(event: Finished, job: LiveJob) -> bool:
-    """Not of an attempt before another server had it."""
-    return event.media_id == job.record.media_id

@@ -96,7 +96,7 @@ class Scheduler:
         self._turns: list[_Key] = []  # keys with ready jobs, best claim first
         self._rounds = _Rounds()
         self._running: dict[str, _Key] = {}  # by job
-        self._shapes: dict[str, Shape] = {}  # by device: of its last job
+        self._shapes: dict[str, Shape] = {}  # by device: of the last job it was given
         self._asked: tuple[str, float] = ("", 0.0)  # the last decision's device and time
         self._arrivals = count(1)
         self._served = count(1)
@@ -132,6 +132,10 @@ class Scheduler:
             entry.ready = True
             insort(key.ready, entry, key=_place_of)
 
+    def first(self) -> Waiting | None:
+        """The ready job whose turn it is, on a device that prefers no shape. It stays where it is."""
+        return self._turns[0].ready[0].waiting if self._turns else None
+
     def next_job(self, device: str, now: float) -> Waiting | None:
         """The ready job with the best claim on this device, or None. It leaves the queue and runs."""
         self._asked = (device, now)
@@ -148,6 +152,13 @@ class Scheduler:
         self._running[entry.waiting.job_id] = key
         self._shapes[device] = entry.waiting.shape
         return entry.waiting
+
+    def prefer(self, device: str, shape: Shape | None) -> None:
+        """The last job of this device is of that shape, whatever `next_job` gave it; None: it has none."""
+        if shape is None:
+            self._shapes.pop(device, None)
+        else:
+            self._shapes[device] = shape
 
     def remove(self, job_id: str) -> bool:
         """Take a waiting job out of the queue; False if it does not wait."""

@@ -126,13 +126,18 @@ class JobService:
         return None if self._runner.has_worker else self._and_how_far("the engine is being started again")
 
     def _and_how_far(self, reason: str) -> str:
-        loading = self._runner.loading
+        loading = self._runner.devices.loading
         return reason if loading is None else f"{reason}: {loading.part}, {loading.percent} percent"
 
     @property
     def workers(self) -> Mapping[str, bool]:
         """By device: whether its worker has an engine and can work."""
         return self._runner.workers
+
+    @property
+    def out_of_service(self) -> Mapping[str, PulidError]:
+        """By device: why no worker is started there any more, while others work."""
+        return self._runner.devices.out_of_service
 
     @property
     def queue_capacity(self) -> int:

@@ -4,7 +4,8 @@ All of it lives on the event loop; threads only start processes and collect thei
 slow pipe nor a stopped process holds up the loop (`worker_pipe.py`). What a worker said before it died is
 always reported before its death.
 
-Does not know what a job is worth: who died over what is reported, and the service draws the conclusions.
+A device whose workers keep dying is given up, and the others go on. Does not know what a job is worth: who
+died over what is reported, and the service draws the conclusions.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
 from multiprocessing import resource_tracker
@@ -25,12 +26,13 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 
 from pulid.engine import RgbImage
+from pulid.errors import EngineFailed, PulidError
 from server.jobs.files import MediaStore
 from server.jobs.messages import (
     DeviceFault,
     EngineFailedToLoad,
     EngineReady,
-    PoolBroken,
+    OutOfService,
     Stop,
     ToWorker,
     WorkerDied,
@@ -45,9 +47,9 @@ from server.settings import LogFormat, LogLevel
 
 log = get_logger("pool")
 
-DEATHS_TO_GIVE_UP = 4  # of all workers together,
+DEATHS_TO_GIVE_UP = 4  # of the workers of one device,
 DEATHS_WITHIN_S = 600.0  # within this time
-RESTART_DELAYS_S = (0.1, 0.5, 2.0)  # after the first, second, third of them
+RESTART_DELAYS_S = (0.1, 0.5, 2.0)  # after the first, second, third of these
 LOOK_EVERY_S = 1.0  # for stalled workers, or a quarter of the floor
 EXIT_TIMEOUT_S = 5.0  # from the end of a worker's pipe, or from SIGKILL, to the end of the process
 
@@ -57,7 +59,7 @@ _SPAWN = multiprocessing.get_context("spawn")
 class WorkerState(StrEnum):
     LOADING = "LOADING"
     READY = "READY"
-    DEAD = "DEAD"  # dead or dying; comes back as LOADING unless the pool has given up
+    DEAD = "DEAD"  # dead or dying; comes back as LOADING unless its device is out of service
 
 
 class WorkerProcess:
@@ -162,7 +164,9 @@ class _Seat:
     watch: WorkerWatch
     state: WorkerState = WorkerState.DEAD
     worker: WorkerProcess | None = None
-    has_no_engine: bool = False  # it could not be loaded, and could not be the next time
+    deaths: deque[float] = field(default_factory=deque)  # when, of the last few
+    last_fault: str = ""  # as a worker told it
+    is_out_of_service: bool = False  # none is started again
 
 
 class WorkerPool:
@@ -200,9 +204,6 @@ class WorkerPool:
         self._stall_floor_s = stall_floor_s
         self._look_every_s = min(LOOK_EVERY_S, stall_floor_s / 4)
         self._seats = {device: _Seat(device, self._new_watch()) for device in devices}
-        self._deaths: deque[float] = deque()
-        self._last_fault = ""
-        self._has_given_up = False
         self._is_draining = False
         self._is_stopping = False
 
@@ -268,41 +269,39 @@ class WorkerPool:
         match event:
             case EngineReady() if seat.state is WorkerState.LOADING:
                 seat.state = WorkerState.READY
-            case EngineFailedToLoad():
-                seat.has_no_engine = True
+            case EngineFailedToLoad(error):  # nor could it be the next time
+                self._take_out_of_service(seat, error)
+                return
             case DeviceFault(reason):
-                self._last_fault = reason
+                seat.last_fault = reason
         self._on_event(seat.device, event)
 
     def _on_ended(self, seat: _Seat, exit_code: int | None) -> None:
         seat.state = WorkerState.DEAD
-        if self._is_stopping or seat.has_no_engine:
+        if self._is_stopping or seat.is_out_of_service:
             return
         self._on_event(seat.device, WorkerDied(exit_code, seat.watch.running, seat.watch.preparing))
-        if self._is_draining or self._has_given_up:
+        if self._is_draining:
             return
         if exit_code == EXIT_OUT_OF_MEMORY:  # callers may ask for too much as often as they like
             self._loop.call_later(RESTART_DELAYS_S[0], self._start_worker, seat)
             return
-        self._has_given_up = self._count_death()
-        if self._has_given_up:
-            self._on_event(seat.device, PoolBroken(self._why_given_up()))
+        if self._count_death(seat):
+            self._take_out_of_service(seat, EngineFailed(_why_given_up(seat)))
         else:
-            self._loop.call_later(RESTART_DELAYS_S[len(self._deaths) - 1], self._start_worker, seat)
+            self._loop.call_later(RESTART_DELAYS_S[len(seat.deaths) - 1], self._start_worker, seat)
 
-    def _count_death(self) -> bool:
+    def _count_death(self, seat: _Seat) -> bool:
         """Was this one too many?"""
         now = self._clock()
-        self._deaths.append(now)
-        while self._deaths[0] < now - DEATHS_WITHIN_S:
-            self._deaths.popleft()
-        return len(self._deaths) >= DEATHS_TO_GIVE_UP
+        seat.deaths.append(now)
+        while seat.deaths[0] < now - DEATHS_WITHIN_S:
+            seat.deaths.popleft()
+        return len(seat.deaths) >= DEATHS_TO_GIVE_UP
 
-    def _why_given_up(self) -> str:
-        return (
-            f"Workers have died {len(self._deaths)} times within {DEATHS_WITHIN_S / 60:g} minutes, so none "
-            f"is started again. {self._last_fault or 'The log says when and with which exit code.'}"
-        )
+    def _take_out_of_service(self, seat: _Seat, error: PulidError) -> None:
+        seat.is_out_of_service = True
+        self._on_event(seat.device, OutOfService(error))
 
     # watching
 
@@ -318,6 +317,14 @@ class WorkerPool:
 
     def _new_watch(self) -> WorkerWatch:
         return WorkerWatch(stall_floor_s=self._stall_floor_s, look_every_s=self._look_every_s)
+
+
+def _why_given_up(seat: _Seat) -> str:
+    return (
+        f"The worker of {seat.device} has died {len(seat.deaths)} times within {DEATHS_WITHIN_S / 60:g} "
+        "minutes, so none is started there again. "
+        f"{seat.last_fault or 'The log says when and with which exit code.'}"
+    )
 
 
 async def _join(workers: Iterable[WorkerProcess], timeout_s: float) -> None:

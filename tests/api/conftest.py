@@ -94,7 +94,12 @@ class LiveServer:
 
 @contextmanager
 def running(
-    *, ready: bool = True, fetch_photo=None, script: dict | None = None, **settings
+    *,
+    ready: bool = True,
+    fetch_photo=None,
+    script: dict | None = None,
+    devices: tuple[str, ...] = ("none",),
+    **settings,
 ) -> Iterator[LiveServer]:
     """A server with these settings. `script`: how its engine behaves (see fakes.Script)."""
     with tempfile.TemporaryDirectory() as folder:
@@ -104,7 +109,7 @@ def running(
         app = create_app(
             Settings(port=0, data_dir=data_dir, **settings),
             create_engine=engine,
-            devices=("none",),
+            devices=devices,
             fetch_photo=fetch_photo,
         )
         with serving(app) as port:

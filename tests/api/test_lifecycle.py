@@ -28,6 +28,7 @@ def test_while_the_engine_loads_the_server_is_alive_but_not_ready(run_server):
         server.engine.let_load()
         server.wait_until(lambda: server.client.get("/ready").status_code == 200)
         ready = {"status": "ready", "profile": "scripted", "device": "none", "notice": ""}
+        ready |= {"devices": {"none": "ready"}, "out_of_service": {}}
         assert server.client.get("/ready").json() == ready
         assert server.paint().status_code == 200
 
@@ -48,10 +49,31 @@ def test_while_the_engine_loads_ready_says_how_far_it_is(run_server):
         server.engine.let_load()
 
 
+def test_ready_names_the_devices_that_are_out_of_service_while_others_work(run_server):
+    script = {"load_error": DeviceUnavailable("There is no such card."), "fails_on": ("two",)}
+    with run_server(script=script, devices=("one", "two")) as server:
+        server.wait_until(lambda: server.client.get("/ready").json().get("out_of_service"))
+        told = server.client.get("/ready").json()
+        assert told["status"] == "ready"
+        assert told["devices"] == {"one": "ready", "two": "out of service"}
+        assert told["out_of_service"] == {"two": "There is no such card."}
+        assert server.paint().status_code == 200
+        assert server.client.get("/health").status_code == 200
+
+
+def test_a_device_whose_worker_has_died_is_starting_while_others_work(run_server):
+    with run_server(devices=("one", "two")) as server:
+        server.wait_until(lambda: set(server.client.get("/ready").json()["devices"].values()) == {"ready"})
+        one = server.engine.lines("loading")[0]
+        os.kill(one["pid"], signal.SIGKILL)
+        server.wait_until(lambda: server.client.get("/ready").json()["devices"][one["device"]] == "starting")
+        server.wait_until(lambda: server.client.get("/ready").json()["devices"][one["device"]] == "ready")
+
+
 def test_what_a_dead_worker_said_of_its_loading_is_not_told_any_more(run_server):
     with run_server(script={"slow_to_load": True, "loaded_percent": 43}, ready=False) as server:
         server.wait_until(lambda: "43 percent" in server.client.get("/ready").json()["reason"])
-        told = server.app.state.service._runner
+        told = server.app.state.service._runner.devices
         os.kill(server.engine.pids[0], signal.SIGKILL)
         server.wait_until(lambda: told.loading is None)
         server.wait_until(lambda: "43 percent" in server.client.get("/ready").json()["reason"])

@@ -159,6 +159,8 @@ def fits(document, schema, value):
         kinds = {"string": str, "integer": int, "number": (int, float), "boolean": bool, "null": type(None)}
         right = isinstance(value, kinds[schema["type"]])
         return right and value in schema.get("enum", [value]) and value == schema.get("const", value)
+    if "additionalProperties" in schema:
+        return all(fits(document, schema["additionalProperties"], item) for item in value.values())
     properties = schema.get("properties", {})
     return (
         isinstance(value, dict)

@@ -75,7 +75,7 @@ def unfinished_jobs():
         f"{unfinished_jobs() * 1.75 * DEFAULT['max_body_mb'] / 1000:.0f} GB, "
         f"or {unfinished_jobs() * MAX_PHOTOS * DEFAULT['fetch_max_mb'] / 1000:.0f} GB in the worst case",
         f"{MAX_PHOTOS} times `fetch_max_mb` where {IN_WORDS[MAX_PHOTOS]} photos come by URL",
-        f"the workers died {IN_WORDS[DEATHS_TO_GIVE_UP]} times in {IN_WORDS[DEATHS_WITHIN_S // 60]} minutes",
+        f"have died {IN_WORDS[DEATHS_TO_GIVE_UP]} times within {IN_WORDS[DEATHS_WITHIN_S // 60]} minutes",
     ],
 )
 def test_the_numbers_in_the_page_about_operations_follow_from_code_and_defaults(words):

@@ -81,6 +81,7 @@ def labels_of_all_metrics():
     metrics.jobs.submitted("v1")
     metrics.jobs.ended("FAILED", "no_face")
     metrics.jobs.cache_lookup("identity", hit=True)
+    metrics.jobs.device_known("cuda:0")
     metrics.jobs.device_memory("cuda:0", 1)
     metrics.stands(ready=True, workers={"cuda:0": True}, capacity=64, free=2**30, writable=True)
     found = {}

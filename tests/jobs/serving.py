@@ -131,13 +131,15 @@ async def serving(
     parse=parse,
     gated=False,
     devices=("a",),
+    load_error=None,
+    fails_on=(),
     min_free_bytes=0,
     ready=True,
     **limits,
 ):
     script_folder = tmp_path / "script"
     script_folder.mkdir(exist_ok=True)
-    script = Script(script_folder, gated=gated)
+    script = Script(script_folder, gated=gated, load_error=load_error, fails_on=fails_on)
     photos = Photos(picture)
     lost = []
     registry = CollectorRegistry()

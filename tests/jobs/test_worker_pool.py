@@ -20,17 +20,16 @@ from PIL import Image
 import server.jobs.worker_pool as module
 from fakes import PATIENCE_S, Script, flat_picture
 from pulid.engine import GenerationRequest
-from pulid.errors import DeviceUnavailable
+from pulid.errors import DeviceUnavailable, EngineFailed
 from server.jobs.files import MediaFiles, OutputOptions
 from server.jobs.messages import (
     Admit,
     Cancel,
     DeviceFault,
-    EngineFailedToLoad,
     EngineReady,
     Finished,
     JobFailed,
-    PoolBroken,
+    OutOfService,
     Prepare,
     Prepared,
     Preparing,
@@ -255,7 +254,7 @@ async def test_sending_never_blocks_even_when_nobody_reads(hall):
 async def test_a_worker_that_cannot_even_be_started_is_a_death_too(hall):
     async with hall(create_engine=lambda device, progress=None: None, ready=False) as it:  # no pickle of it
         assert (await it.until(WorkerDied)).exit_code is None
-        await it.until(PoolBroken)
+        await it.until(OutOfService)
 
 
 @told
@@ -344,21 +343,22 @@ async def die(it, device="one"):
 
 
 @told
-async def test_four_deaths_end_it_and_it_says_why(hall):
+async def test_after_four_deaths_a_device_is_given_up_and_the_pool_says_why(hall):
     async with hall() as it:
         for _ in range(3):
             await die(it)
         await it.until(EngineReady)
         it.begin("lose the device at step 1")
         await it.until(WorkerDied)
-        reason = (await it.until(PoolBroken)).reason
-        assert reason == (
-            "Workers have died 4 times within 10 minutes, so none is started again. "
+        error = (await it.until(OutOfService)).error
+        assert isinstance(error, EngineFailed)
+        assert str(error) == (
+            "The worker of one has died 4 times within 10 minutes, so none is started there again. "
             "The device reported a fault."
         )
         await asyncio.sleep(0.1)
         assert worker_processes() == []
-        assert it.kinds()[-2:] == [WorkerDied, PoolBroken]
+        assert it.kinds()[-2:] == [WorkerDied, OutOfService]
 
 
 @told
@@ -370,22 +370,20 @@ async def test_workers_that_end_for_want_of_memory_are_started_again_and_not_cou
                 await it.until(JobFailed)
             assert (await it.until(WorkerDied)).exit_code == EXIT_OUT_OF_MEMORY
             await it.until(EngineReady)
-        assert PoolBroken not in it.kinds()
+        assert OutOfService not in it.kinds()
 
 
 @told
-async def test_deaths_of_all_workers_count_together_and_the_survivor_goes_on(hall):
+async def test_deaths_are_counted_by_device_and_the_others_go_on(hall):
     async with hall(pool={"devices": ("one", "two")}) as it:
         for _ in range(3):
             await die(it, "two")
+        await die(it, "one")
         it.pool.kill("two")
-        await it.until(PoolBroken, device="two")
+        await it.until(OutOfService, device="two")
+        await it.until(EngineReady, device="one")
         assert isinstance(await it.run(device="one"), Finished)
-        it.pool.kill("one")
-        await it.until(WorkerDied, device="one")
-        await asyncio.sleep(0.1)
-        assert worker_processes() == []
-        assert it.kinds().count(PoolBroken) == 1
+        assert [child.name for child in worker_processes()] == ["worker one"]
 
 
 @told
@@ -396,7 +394,7 @@ async def test_deaths_far_apart_are_forgiven(hall):
             await die(it)
             now[0] += 201.0  # three within ten minutes
         await it.until(EngineReady)
-        assert PoolBroken not in it.kinds()
+        assert OutOfService not in it.kinds()
 
 
 @told
@@ -478,11 +476,12 @@ async def test_loading_an_engine_may_take_its_time(hall):
 @told
 async def test_an_engine_that_cannot_be_set_up_is_not_tried_again(hall):
     async with hall(load_error=DeviceUnavailable("There is no such card."), ready=False) as it:
-        error = (await it.until(EngineFailedToLoad)).error
+        error = (await it.until(OutOfService)).error
+        assert isinstance(error, DeviceUnavailable)
         assert str(error) == "There is no such card."
         await until(lambda: not worker_processes())
         await asyncio.sleep(0.1)
-        assert it.kinds() == [EngineFailedToLoad]
+        assert it.kinds() == [OutOfService]
         assert len(it.script.pids) == 1
 
 
