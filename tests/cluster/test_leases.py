@@ -397,6 +397,17 @@ def test_one_of_the_living_keeps_house(servers):
     assert b.keeps_house()
 
 
+def test_a_database_without_an_encoding_keeps_texts_as_they_are(postgres):
+    with psycopg.connect(postgres.url(), autocommit=True) as connection:
+        connection.execute("DROP DATABASE IF EXISTS plain")
+        connection.execute("CREATE DATABASE plain ENCODING 'SQL_ASCII' TEMPLATE template0")
+    address = postgres.url().replace("/postgres?", "/plain?")
+    with closing(PostgresJobStore.open(address, name="a", places=2, lease_s=60)) as store:
+        failed = job(1, state=FAILED, error="Zu groß: 5 × 5")
+        store.insert(failed)
+        assert store.get(failed.id) == failed
+
+
 def test_a_database_that_takes_no_writes_is_refused(database):
     with pytest.raises(DatabaseUnusable, match="read-only"):
         PostgresJobStore.open(
