@@ -260,12 +260,13 @@ def test_what_a_dead_server_left_is_taken_up_though_all_others_are_busy(service,
             own = [await one.submit(f"own {number}", key="busy") for number in range(6)]
             await one.processing(own[0], key="busy")
             left = await one.submit("left")
+            lease = one.service._runner.live[left].record.media_id
             with psycopg.connect(database, autocommit=True) as connection:
                 connection.execute(
                     "UPDATE jobs SET owner = NULL, media_id = %s WHERE id = %s", ("f" * 32, left)
                 )
-            await until(lambda: left not in one.service._runner.live)
-            await until(lambda: left in one.service._runner.live)
+            live = one.service._runner.live
+            await until(lambda: left in live and live[left].record.media_id != lease)
             one.script.open_gate()
             assert (await one.ended(left)).state is COMPLETED
             assert {(await one.ended(job_id)).state for job_id in own} == {COMPLETED}
