@@ -22,6 +22,7 @@ MIGRATIONS = Path(__file__).parent / "migrations" / "postgres"
 STATEMENT_S = 8  # that a statement may take; less than a lease
 REACH: dict[str, Any] = {  # libpq's parameters, where the address does not name them
     "application_name": "flux-pulid-server",
+    "client_encoding": "UTF8",
     "connect_timeout": 5,  # seconds
     "keepalives_idle": 5,
     "keepalives_interval": 2,

@@ -48,7 +48,15 @@ class PostgresServer:
             owner = pwd.getpwnam(self._user)
             os.chown(self._folder, owner.pw_uid, owner.pw_gid)
         if not self._data.exists():
-            self._run("initdb", "--auth=trust", "--username=postgres", "--no-sync", f"--pgdata={self._data}")
+            encoding = ("--encoding=UTF8", "--locale=C")  # whatever the language of this machine
+            self._run(
+                "initdb",
+                "--auth=trust",
+                "--username=postgres",
+                "--no-sync",
+                *encoding,
+                f"--pgdata={self._data}",
+            )
         settings = {
             "listen_addresses": "",
             "unix_socket_directories": str(self._folder),

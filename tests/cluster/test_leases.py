@@ -1,8 +1,9 @@
 """Who has a job, and whose word on it counts: the races of docs/decisions/0015-shared-state.md."""
 
+import asyncio
 import threading
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 
 import psycopg
@@ -10,6 +11,7 @@ import pytest
 
 from pulid.errors import SetupError
 from server.jobs.job import JobFile, JobRecord, JobState, KeyHasEnough, LeaseLost, StoreFailed
+from server.jobs.postgres_notices import Notices
 from server.jobs.postgres_schema import MIGRATIONS, SESSION
 from server.jobs.postgres_store import PostgresJobStore
 from server.jobs.store import DatabaseUnusable, NameTaken
@@ -395,6 +397,17 @@ def test_one_of_the_living_keeps_house(servers):
     assert b.keeps_house()
 
 
+def test_a_database_without_an_encoding_keeps_texts_as_they_are(postgres):
+    with psycopg.connect(postgres.url(), autocommit=True) as connection:
+        connection.execute("DROP DATABASE IF EXISTS plain")
+        connection.execute("CREATE DATABASE plain ENCODING 'SQL_ASCII' TEMPLATE template0")
+    address = postgres.url().replace("/postgres?", "/plain?")
+    with closing(PostgresJobStore.open(address, name="a", places=2, lease_s=60)) as store:
+        failed = job(1, state=FAILED, error="Zu groß: 5 × 5")
+        store.insert(failed)
+        assert store.get(failed.id) == failed
+
+
 def test_a_database_that_takes_no_writes_is_refused(database):
     with pytest.raises(DatabaseUnusable, match="read-only"):
         PostgresJobStore.open(
@@ -436,6 +449,36 @@ def test_a_database_that_went_away_is_said_so_and_used_again_when_it_is_back(pos
         postgres.start()
         store.insert(job(3))
         assert numbers(store.unfinished()) == [1, 3]
+
+
+def test_a_listener_hears_again_after_the_database_was_away(postgres, monkeypatch):
+    monkeypatch.setattr("server.jobs.postgres_notices.AGAIN_S", 0.1)
+    database = postgres.new_database()
+    heard, steps = [], []
+
+    async def hear_from(store, number):
+        async with asyncio.timeout(20):
+            while len(heard) < number or len(steps) < number:
+                with suppress(StoreFailed):
+                    store.insert(job(time.monotonic_ns()))
+                    store.tell_steps("x")
+                await asyncio.sleep(0.1)
+
+    async def test():
+        listening = asyncio.create_task(
+            Notices(database, name="b").listen_for_ever(heard.append, steps.append)
+        )
+        with closing(PostgresJobStore.open(database, name="a", places=2, lease_s=60)) as store:
+            await hear_from(store, 1)
+            postgres.kill()
+            postgres.start()
+            heard.clear()
+            steps.clear()
+            await hear_from(store, 1)
+        assert (set(heard), set(steps)) == ({""}, {"x"})
+        listening.cancel()
+
+    asyncio.run(test())
 
 
 def test_several_servers_may_make_the_tables_at_once(database):
