@@ -67,6 +67,7 @@ async def test_a_device_that_is_done_paints_what_another_has_prepared(start):
         assert len((await here.ended(moved)).files) == 1
 
 
+@pytest.mark.release
 @scenario
 async def test_after_a_take_over_a_death_of_either_device_loses_nothing(start):
     async with start(devices=("a", "b")) as here:
