@@ -197,7 +197,7 @@ class Dispatcher:
         return bool(takers) and (
             self._take_over_by(takers, late)
             or self._begin_from_queue(takers)
-            or self._take_over_by(takers, next((job for _, job in self._held_up()), None))
+            or any(self._take_over_by(takers, job) for _, job in self._held_up())
         )
 
     def _begin_from_queue(self, takers: list[_Device]) -> bool:

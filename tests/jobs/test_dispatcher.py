@@ -279,6 +279,17 @@ def test_a_job_that_is_alone_is_taken_over_by_an_empty_device_and_by_no_other():
     assert hall.running == {"one": "a", "two": "c"}
 
 
+def test_a_job_that_is_alone_is_passed_over_by_a_device_that_may_not_have_it():
+    hall = Hall("one", "two", "three")
+    for job_id in "abc":
+        hall.come(job_id)
+    hall.come("d", alone=True, front=True)
+    hall.come("e")
+    assert (hall.beside("one"), hall.beside("two")) == ("d", "e")
+    hall.painted("three")  # its pictures are still being saved
+    assert hall.running == {"one": "a", "two": "b", "three": "e"}
+
+
 def test_a_device_that_waits_with_one_alone_does_not_keep_others_waiting():
     hall = Hall("one", "two")
     hall.come("a")

@@ -1,10 +1,8 @@
 """Several devices, each with a real worker process: one queue over them, and none brings down the others."""
 
-import asyncio
 import base64
 import os
 import signal
-import time
 
 import pytest
 from PIL import Image
@@ -69,6 +67,7 @@ async def test_a_device_that_is_done_paints_what_another_has_prepared(start):
         assert len((await here.ended(moved)).files) == 1
 
 
+@pytest.mark.release
 @scenario
 async def test_after_a_take_over_a_death_of_either_device_loses_nothing(start):
     async with start(devices=("a", "b")) as here:
@@ -163,35 +162,3 @@ async def test_a_poison_job_costs_a_server_with_several_devices_none_of_them(sta
         assert {(await here.ended(job_id)).deaths for job_id in poison} == {2}
         assert {(await here.ended(job_id)).state for job_id in good} == {JobState.COMPLETED}
         assert here.lost == []
-
-
-# many
-
-
-@pytest.mark.release
-@scenario
-async def test_throughput_grows_with_the_workers(start):
-    """Steps sleep, so that cores do not limit: what is measured is what lies between two jobs of a device."""
-    steps, step_s, jobs_each = 5, 0.1, 8
-
-    async def per_second(devices):
-        async with start(devices=tuple("abcd"[:devices])) as here:
-            await until(lambda: all_ready(here))
-            warm = [await here.submit("warm-up") for _ in range(devices)]
-            for job_id in warm:
-                await here.ended(job_id)
-            started = time.monotonic()
-            jobs = [
-                await here.submit(f"slow {step_s} s per step", num_steps=steps)
-                for _ in range(devices * jobs_each)
-            ]
-            records = await asyncio.gather(*map(here.ended, jobs))
-            seconds = time.monotonic() - started
-        assert {record.state for record in records} == {JobState.COMPLETED}
-        assert {record.tries for record in records} == {1}
-        return len(jobs) / seconds
-
-    one = await per_second(1)
-    assert one > 0.9 / (steps * step_s)
-    for devices in (2, 4):
-        assert await per_second(devices) / one > 0.95 * devices
