@@ -38,13 +38,16 @@ class Dispatcher:
         send: Callable[[str, ToWorker], None],
         photo_paths: Callable[[str, int], tuple[Path, ...]],
         now: Callable[[], float],
+        looks_ahead: bool = True,
     ) -> None:
+        """`looks_ahead`: a busy device has its next job chosen and prepared."""
         self._devices = {name: _Device() for name in devices}
         self._scheduler = scheduler
         self._live = live
         self._send = send
         self._photo_paths = photo_paths
         self._now = now
+        self._looks_ahead = looks_ahead
         self._paused = False
 
     def enqueue(self, job: LiveJob, *, front: bool = False) -> None:
@@ -178,7 +181,7 @@ class Dispatcher:
         return False
 
     def _choose(self, name: str, device: _Device) -> bool:
-        if any(job.alone for job in device.jobs):
+        if any(job.alone for job in device.jobs) or (device.running and not self._looks_ahead):
             return False
         waiting = self._scheduler.next_job(name, self._now())
         if waiting is None:
@@ -194,6 +197,7 @@ class Dispatcher:
             output=job.output,
             media_id=job.record.media_id,
             is_admitted=is_admitted,
+            alone=job.alone,
         )
 
     def _release(self, device: _Device, job: LiveJob) -> None:

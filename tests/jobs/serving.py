@@ -133,6 +133,7 @@ async def serving(
     devices=("a",),
     min_free_bytes=0,
     ready=True,
+    make_pool=None,
     **limits,
 ):
     script_folder = tmp_path / "script"
@@ -153,6 +154,7 @@ async def serving(
         limits=JobLimits(**{"stop_timeout_s": 0.3, **limits}),
         metrics=JobMetrics(registry),
         on_lost=lost.append,
+        make_pool=make_pool,
     )
     await service.start()
     try:
