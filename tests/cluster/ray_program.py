@@ -25,13 +25,7 @@ def main() -> None:
     port, temp_folder, text = sys.argv[1:]
     arguments = json.loads(text)
     folder = arguments.pop("script", None)
-    ray.init(
-        include_dashboard=False,
-        num_cpus=CPUS,
-        object_store_memory=OBJECT_STORE,
-        _node_ip_address="127.0.0.1",
-        _temp_dir=temp_folder,
-    )
+    start(temp_folder)
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": int(port)})
         app = application(RayArguments(**arguments), create_engine=Script(Path(folder)) if folder else None)
@@ -44,6 +38,25 @@ def main() -> None:
     finally:
         ray.shutdown()
     say("down")
+
+
+def start(temp_folder: str) -> None:
+    """Ray gives its own processes half a minute to start, which is little on a busy machine."""
+    for tries_left in reversed(range(3)):
+        try:
+            ray.init(
+                include_dashboard=False,
+                num_cpus=CPUS,
+                object_store_memory=OBJECT_STORE,
+                _node_ip_address="127.0.0.1",
+                _temp_dir=temp_folder,
+            )
+        except Exception:
+            ray.shutdown()
+            if not tries_left:
+                raise
+        else:
+            return
 
 
 def states() -> dict[str, dict[str, int]]:
