@@ -36,7 +36,7 @@ from server.api.v1_schemas import parse_body
 from server.errors import ErrorForm, install_error_handlers
 from server.jobs.face_stage import FaceStage, FetchPhoto
 from server.jobs.places import SharedPlaces
-from server.jobs.runner import JobLimits
+from server.jobs.runner import JobLimits, MakePool
 from server.jobs.service import JobService
 from server.jobs.storage import JobStorage
 from server.loading import CreateEngine, LoadingReport
@@ -69,13 +69,15 @@ def create_app(
     create_engine: CreateEngine | None = None,
     devices: tuple[str, ...] | None = None,
     fetch_photo: FetchPhoto | None = None,
+    make_pool: MakePool | None = None,
     on_ready: Callable[[EngineInfo], None] = lambda info: None,
     on_lost: Callable[[PulidError], None] = lambda error: None,
 ) -> FastAPI:
     """The ASGI app. Its engines are loaded when the app starts, beside the first requests.
 
     `create_engine`, with the `devices` it knows, and `fetch_photo` replace the model and the network;
-    the first is called in the worker processes, so it must be picklable. `on_ready` and `on_lost`
+    the first is called in the worker processes, so it must be picklable. `make_pool` replaces these
+    processes: its engines are elsewhere, and `devices` are their names here. `on_ready` and `on_lost`
     hear, on the event loop, when an engine can work and when none ever will (again).
     Raises SetupError for API keys that cannot be read, for devices that are not there, and for traces
     that are asked for (OTEL_EXPORTER_OTLP_ENDPOINT) and cannot be had.
@@ -98,6 +100,7 @@ def create_app(
         metrics=metrics.jobs,
         on_ready=on_ready,
         on_lost=on_lost,
+        make_pool=make_pool,
     )
     app = App(
         title="flux-pulid-server",

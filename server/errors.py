@@ -129,7 +129,7 @@ def error_response(
     body: Mapping[str, Any] = {"error": message, "request_id": request.state.request_id, **extra}
     if form := _form_of(request):
         body = form(status, code, body)
-    return JSONResponse(body, status, headers={**_retry_headers(status), **(headers or {})})
+    return JSONResponse(body, status, headers={**retry_headers(status), **(headers or {})})
 
 
 def _form_of(request: Request) -> ErrorForm | None:
@@ -139,7 +139,8 @@ def _form_of(request: Request) -> ErrorForm | None:
     return next((form for prefix, form in forms.items() if path.startswith(f"{prefix}/")), None)
 
 
-def _retry_headers(status: int) -> dict[str, str]:
+def retry_headers(status: int) -> dict[str, str]:
+    """When to come again, where the status says that it may help."""
     if status not in (429, 503):
         return {}
     again = datetime.now(UTC) + timedelta(seconds=RETRY_AFTER_S)

@@ -41,16 +41,24 @@ _LISTENING = re.compile(r"^Listening on (http://\S+)", re.MULTILINE)
 class ServerProcess:
     """One life of a server. Its output is in the file `log`, logs and all."""
 
-    def __init__(self, command: list[str], *, data_dir: Path, log: Path) -> None:
+    def __init__(
+        self,
+        command: list[str],
+        *,
+        data_dir: Path,
+        log: Path,
+        stdin: int = subprocess.DEVNULL,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.data_dir = data_dir
         self.log = log
         with log.open("ab") as file:
             self._process = subprocess.Popen(
                 command,
-                stdin=subprocess.DEVNULL,
+                stdin=stdin,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                env=clean_environment(),
+                env=environment or clean_environment(),
                 cwd=HERE.parent,
                 start_new_session=True,  # a Ctrl-C of the tests is none of the server's
             )
@@ -91,6 +99,16 @@ class ServerProcess:
         """A client of its own connections. `key` is sent with every call."""
         headers = {} if key is None else {"x-api-key": key}
         return httpx.Client(base_url=self.url, headers=headers, timeout=60, trust_env=False)
+
+    def tell(self, line: str) -> None:
+        """A line of input, for a program that reads any."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{line}\n".encode())
+        self._process.stdin.flush()
+
+    def end_input(self) -> None:
+        if self._process.stdin is not None:
+            self._process.stdin.close()
 
     def signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)

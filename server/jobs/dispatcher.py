@@ -58,7 +58,9 @@ class Dispatcher:
         send: Callable[[str, ToWorker], None],
         photo_paths: Callable[[str, int], tuple[Path, ...]],
         now: Callable[[], float],
+        looks_ahead: bool = True,
     ) -> None:
+        """`looks_ahead`: a busy device has its next job chosen and prepared."""
         self._devices = {name: _Device(name) for name in devices}
         self._device_of: dict[LiveJob, _Device] = {}
         self._free: dict[_Device, None] = {}  # ready, and nothing runs
@@ -66,6 +68,7 @@ class Dispatcher:
         self._ahead: dict[LiveJob, int] = {}  # the number of the choice, oldest first
         self._chosen = 0  # jobs that the scheduler gave out
         self._begun = 0
+        self._looks_ahead = looks_ahead
         self._scheduler = scheduler
         self._live = live
         self._send = send
@@ -248,7 +251,7 @@ class Dispatcher:
 
     def _look_ahead_once(self) -> bool:
         """Let one busy device prepare its next job; False when none may, or no job waits."""
-        if self._scheduler.first() is None:
+        if not self._looks_ahead or self._scheduler.first() is None:
             return False
         able = (device for device in self._busy if device.ahead is None and not device.has_one_alone)
         device = next(able, None)
@@ -296,6 +299,7 @@ class Dispatcher:
             output=job.output,
             media_id=job.record.media_id,
             is_admitted=is_admitted,
+            alone=job.alone,
         )
         self._send(device.name, prepare)
         if job.watchers:

@@ -26,6 +26,7 @@ class Prepare:
     output: OutputOptions
     media_id: str  # where its pictures go
     is_admitted: bool = False  # nothing is before it: it starts when it is prepared, as if by Admit
+    alone: bool = False  # a worker died over it: whoever has several senders lets nothing run beside it
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 from pulid.engine import EngineInfo, RgbImage
 from pulid.errors import EngineFailed, PulidError
@@ -49,6 +50,7 @@ from server.jobs.messages import (
     Preparing,
     Stepped,
     Stepping,
+    ToWorker,
     WorkerDied,
     WorkerEvent,
 )
@@ -90,6 +92,21 @@ class JobLimits:
     log_format: LogFormat | None = None
 
 
+class Pool(Protocol):
+    """What does the work; `WorkerPool` here, engines elsewhere in `remote_engines.py`."""
+
+    looks_ahead: bool  # a busy device prepares its next job beside the steps of the current one
+
+    async def start(self) -> None: ...
+    def send(self, device: str, message: ToWorker) -> None: ...
+    def start_no_more(self) -> None: ...
+    async def stop(self, timeout_s: float) -> None: ...
+
+
+class MakePool(Protocol):
+    def __call__(self, *, devices: tuple[str, ...], on_event: Callable[[str, WorkerEvent], None]) -> Pool: ...
+
+
 class JobRunner:
     def __init__(
         self,
@@ -104,6 +121,7 @@ class JobRunner:
         metrics: JobMetrics,
         on_ready: Callable[[EngineInfo], None],
         on_lost: Callable[[PulidError], None],
+        make_pool: MakePool | None = None,
     ) -> None:
         self.live: dict[str, LiveJob] = {}
         self.info: EngineInfo | None = None
@@ -119,16 +137,16 @@ class JobRunner:
         self._is_draining = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._scheduler = Scheduler(limits.max_queued)
-        self._pool = WorkerPool(
-            devices=devices,
+        make_pool = make_pool or partial(
+            WorkerPool,
             create_engine=create_engine,
             decode_photo=decode_photo,
             media=storage.media,
-            on_event=self._on_event,
             stall_floor_s=limits.stall_floor_s,
             log_level=limits.log_level,
             log_format=limits.log_format,
         )
+        self._pool = make_pool(devices=devices, on_event=self._on_event)
         self._dispatcher = Dispatcher(
             devices=devices,
             scheduler=self._scheduler,
@@ -136,6 +154,7 @@ class JobRunner:
             send=self._pool.send,
             photo_paths=storage.photo_paths,
             now=time.time,
+            looks_ahead=self._pool.looks_ahead,
         )
         self._leases: JobLeases | None = None  # where several servers share the jobs
         self.questions = PhotoQuestions(
@@ -377,7 +396,8 @@ class JobRunner:
         is_closed = self._is_draining or self.fault is not None or self._storage.is_low
         if is_closed or not self._dispatcher.any_ready:
             return None
-        return 2 * sum(self._dispatcher.ready.values()) - len(self.live)
+        places = 2 if self._pool.looks_ahead else 1
+        return places * sum(self._dispatcher.ready.values()) - len(self.live)
 
     def _on_usurped(self, error: PulidError) -> None:
         for job in list(self.live.values()):

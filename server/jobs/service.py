@@ -33,7 +33,7 @@ from server.jobs.job import (
 from server.jobs.live import JobView, ParsedBody
 from server.jobs.messages import FacesFound
 from server.jobs.photos import PARSES_AT_ONCE, ParseBody, need_no_fetch
-from server.jobs.runner import JobLimits, JobRunner
+from server.jobs.runner import JobLimits, JobRunner, MakePool
 from server.jobs.storage import JobStorage, digest_of
 from server.loading import CreateEngine
 from server.metrics import JobMetrics
@@ -57,7 +57,9 @@ class JobService:
         metrics: JobMetrics,
         on_ready: Callable[[EngineInfo], None] = lambda info: None,
         on_lost: Callable[[PulidError], None] = lambda error: None,
+        make_pool: MakePool | None = None,
     ) -> None:
+        """`make_pool`: engines elsewhere in the place of worker processes, which `create_engine` is for."""
         self._storage = storage
         self._parse = parse
         self._limits = limits
@@ -73,6 +75,7 @@ class JobService:
             metrics=metrics,
             on_ready=on_ready,
             on_lost=on_lost,
+            make_pool=make_pool,
         )
         self._draining = False
         self._parsing = anyio.CapacityLimiter(PARSES_AT_ONCE)

@@ -170,6 +170,8 @@ class _Seat:
 
 
 class WorkerPool:
+    looks_ahead = True
+
     def __init__(
         self,
         *,

@@ -35,6 +35,7 @@ OF_OTHERS = {
     "id_start",  # words that docs/architecture.md rules out
     "proxy_request_buffering",  # nginx
     "flush_interval",  # Caddy
+    "http_options",  # Ray Serve's
 }
 
 

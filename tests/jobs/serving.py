@@ -135,6 +135,7 @@ async def serving(
     fails_on=(),
     min_free_bytes=0,
     ready=True,
+    make_pool=None,
     **limits,
 ):
     script_folder = tmp_path / "script"
@@ -155,6 +156,7 @@ async def serving(
         limits=JobLimits(**{"stop_timeout_s": 0.3, **limits}),
         metrics=JobMetrics(registry),
         on_lost=lost.append,
+        make_pool=make_pool,
     )
     await service.start()
     try:
