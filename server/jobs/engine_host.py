@@ -26,6 +26,7 @@ from server.jobs.messages import (
     AskFailed,
     Cancel,
     DeviceFault,
+    EngineFailedToLoad,
     EngineReady,
     FacesFound,
     Finished,
@@ -162,8 +163,8 @@ class EngineHost:
                 self._on_death(event)
             case FacesFound() | IdentityMade() | AskFailed():
                 self._answered(event)
-            case Loading():
-                pass  # the worker logs it
+            case Loading() | EngineFailedToLoad():
+                pass  # the worker logs the one; the other is told as OutOfService
             case _:
                 if event.job_id in self._jobs:
                     self._jobs[event.job_id].put_nowait(event)
