@@ -171,7 +171,7 @@ def test_more_work_than_one_engine_has_room_for_starts_another(tmp_path: Path) -
     with scripted(tmp_path, {}, min_engines=1) as (server, script):
         assert server.running("engine") == 1
         body = a_request("slow 1 s per step", num_steps=20)
-        jobs = [server.client.post("/v2/flux-pulid", json=body).json()["request_id"] for _ in range(4)]
+        jobs = [server.client.post("/v2/flux-pulid", json=body).json()["request_id"] for _ in range(12)]
         wait_until(lambda: len(script.lines("loading")) == 2, UPSCALE_S, server.explain)
         wait_until(lambda: len({line["pid"] for line in script.lines("admitted")}) == 2, UPSCALE_S)
         for job_id in jobs:
