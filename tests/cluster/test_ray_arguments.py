@@ -15,7 +15,9 @@ from server.metrics import Metrics
 from server.ray_serve import OwnFolder, ProxyAnswers, RayArguments, device_options, engine_count, settings_of
 from server.settings import Settings, SettingsError
 
-CONFIG = Path(__file__).parents[2] / "configs" / "ray-serve.yaml"
+CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIG = CONFIGS / "ray-serve.yaml"
+KUBERAY = CONFIGS / "kubernetes" / "bases" / "ray" / "ray-service.yaml"
 SHARED = {"database_url": "postgresql://flux@db/flux", "media_url": "s3://pictures/flux"}
 
 
@@ -34,6 +36,16 @@ def test_the_configuration_names_a_builder_and_arguments_that_it_takes():
     assert set(given.settings) <= set(Settings.model_fields)
     open_to_all = given.model_copy(update={"settings": {**given.settings, "auth": "none"}})
     assert settings_of(open_to_all).profile == "exact"
+
+
+def test_kuberay_gives_the_builder_arguments_that_it_takes():
+    service = yaml.safe_load(KUBERAY.read_text())["spec"]
+    (application,) = yaml.safe_load(service["serveConfigV2"])["applications"]
+    given = RayArguments(**application["args"])
+    shared = given.model_copy(update={"settings": {**given.settings, "auth": "none", **SHARED}})
+    assert settings_of(shared).profile == "exact"
+    (group,) = service["rayClusterConfig"]["workerGroupSpecs"]
+    assert engine_count(given) == {"num_replicas": group["replicas"]}
 
 
 @pytest.mark.parametrize(
