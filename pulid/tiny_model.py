@@ -16,7 +16,7 @@ VISION_WIDTH = 96
 POOLED_VISION = 32
 ID_TOKEN_WIDTH = 96
 VISION_SEED = 7  # of the random vision tower, which has no place in the file
-TOKENS_ACROSS = 16.0  # positions run as in a picture of 256 x 256, whatever the size
+TOKENS_ACROSS = 64.0  # positions run as in a picture of 1024 x 1024, whatever the size
 TOKENIZER = "tokenizer"  # what the file calls it among its metadata
 
 

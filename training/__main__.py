@@ -1,8 +1,9 @@
-"""A whole training run, stage after stage, at one of three scales. Stopped and started again, it goes on.
+"""A whole training run, stage after stage, at one of four scales. Stopped and started again, it goes on.
 
-    python -m training toy      under a minute, learns next to nothing: shows that every stage works
-    python -m training cpu      two cores, under three hours: good up to 256 x 256
-    python -m training gpu      all sizes; with --minutes 8 in calls that each end in time
+    python -m training toy          under a minute, learns next to nothing: shows that every stage works
+    python -m training cpu          two cores, under three hours: good up to 256 x 256
+    python -m training cpu-large    goes on after `cpu`, two hours more, with larger sizes
+    python -m training gpu          all sizes; with --minutes 8 in calls that each end in time
 
 Where calls must end in time, it is the loops that do; drawing may be cut off anywhere. Each stage is a
 command of its own, too: see `training/README.md`.
@@ -34,14 +35,18 @@ SCALES: Mapping[str, Sequence[Stage]] = {
     "cpu": (
         (fit_patch_code.main, ""),
         (pool.main, "--size 128x128 --count 60000"),
-        (pool.main, "--size 256x256 --count 16000"),
+        (pool.main, "--size 256x256 --count 12000"),
         (pool.main, "--size 256x320 --count 5000"),
-        (pool.main, "--size 512x640 --count 2500"),
-        (pool.main, "--size 896x1152 --count 1600"),
         (train_identity.main, ""),
         (train_decoder.main, "--steps 6000"),
-        (train_painter.main, "--sizes 128x128 --steps 9000 --until 4000"),
-        (train_painter.main, "--sizes 256x256,256x256,256x320,512x640,896x1152 --steps 9000"),
+        (train_painter.main, "--sizes 128x128 --steps 5600 --until 2800"),
+        (train_painter.main, "--sizes 256x256,256x320 --steps 5600"),
+        (export.main, ""),
+    ),
+    "cpu-large": (
+        (pool.main, "--size 512x640 --count 2500"),
+        (pool.main, "--size 896x1152 --count 1600"),
+        (train_painter.main, "--sizes 256x256,256x256,256x320,512x640,512x640,896x1152 --steps 12000"),
         (export.main, ""),
     ),
     "gpu": (

@@ -5,9 +5,9 @@ and whether there is a beard are laid where a ridge fit to some tens of labelled
 traits take the first principal directions, where people differ most and photos of one person a little less
 than elsewhere, the traits that cover most pixels first.
 
-The photos in tests/photos take no part, so that those people are strangers to the map, as a user is.
-On people it has not seen the fit is weak; the program prints how weak. For hair, age and glasses it was
-next to nothing, so they are not fitted. Labels name what is visible in those photos, nothing else.
+The photos in tests/photos take part, because everybody meets them first. On people it has not seen the fit
+is weak; the program prints how weak. For hair, age and glasses it was next to nothing, so they are not
+fitted. Labels name what is visible in those photos, nothing else.
 Run: python -m training.people.choose_directions [folders of photos]
 """
 
@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from training.drawing.avatar import TRAITS
 from training.people.identity_map import FILE
-from training.people.photos import FacePhoto, faces_in, photo_files, photo_reader
+from training.people.photos import TEST_PHOTOS, FacePhoto, faces_in, photo_files, photo_reader
 from training.people.population import principal_directions
 
 Matrix = npt.NDArray[np.float64]
@@ -95,7 +95,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description="Choose the directions of the identity map.")
     arguments.add_argument("folders", nargs="*", type=Path)
     reader = photo_reader()
-    files = photo_files(arguments.parse_args().folders)
+    files = photo_files([TEST_PHOTOS, *arguments.parse_args().folders])
     photos = [photo for path in files for photo in faces_in(reader, path)]
     places = np.stack([photo.embedding for photo in photos]) @ basis()
     for trait, correlation in held_out(photos, places).items():
