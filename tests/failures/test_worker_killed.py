@@ -114,7 +114,7 @@ def test_a_poison_photo_costs_its_own_job_and_four_deaths_end_the_server_in_word
         code, output = server.wait(30), server.output()
     assert code == 1, output
     assert output.count("Error: ") == 1
-    assert "Workers have died 4 times" in output.splitlines()[-1]
+    assert "has died 4 times" in output.splitlines()[-1]
     assert "Traceback" not in output
 
     with live_server(tmp_path / "data", scripted=script) as server:
