@@ -340,7 +340,11 @@ def test_axe_finds_no_grave_fault_and_nothing_is_too_wide(visit, scheme, device,
 
 
 @pytest.mark.parametrize(
-    ("scheme", "device"), [("light", {}), ("dark", PHONE)], ids=["light on a desktop", "dark on a phone"]
+    ("scheme", "device"),
+    [
+        pytest.param("light", {}, id="light on a desktop", marks=pytest.mark.release),
+        pytest.param("dark", PHONE, id="dark on a phone"),
+    ],
 )
 def test_axe_finds_no_grave_fault_while_it_is_painted_when_it_is_done_and_when_it_fails(
     visit, scheme, device, nobody

@@ -76,6 +76,7 @@ def interrupt_twice(server: ServerProcess) -> None:
     server.signal(signal.SIGINT)
 
 
+@pytest.mark.release
 def test_a_job_goes_on_after_ctrl_c_twice_and_after_a_drain_that_was_too_short(
     tmp_path: Path, gated_script: Script, undisturbed: Undisturbed, publish: Publish
 ):

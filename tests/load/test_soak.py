@@ -107,6 +107,7 @@ def check_memory(
     assert growth < GROWTH_MB
 
 
+@pytest.mark.release
 def test_ten_seconds_of_everything_leave_no_memory_behind(server, crowd_key, capsys):
     check_memory(server, crowd_key, seconds=10, warm_up_s=4, capsys=capsys)
 
