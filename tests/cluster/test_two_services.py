@@ -257,8 +257,9 @@ def test_a_submit_whose_answer_from_the_database_was_lost_is_done_all_the_same(s
 def test_what_a_dead_server_left_is_taken_up_though_all_others_are_busy(service, database):
     async def test():
         async with service("one", gated=True) as one:
-            own = [await one.submit(f"own {number}", key="busy") for number in range(6)]
+            own = [await one.submit("own 0", key="busy")]
             await one.processing(own[0], key="busy")
+            own += [await one.submit(f"own {number}", key="busy") for number in range(1, 6)]
             left = await one.submit("left")
             lease = one.service._runner.live[left].record.media_id
             with psycopg.connect(database, autocommit=True) as connection:
@@ -316,8 +317,9 @@ def test_a_call_of_v1_at_a_server_that_was_taken_for_dead_hears_that_it_was_inte
 def test_a_server_that_drains_gives_what_waits_to_the_other_at_once(service):
     async def test():
         async with service("one", gated=True) as one, service("two") as two:
-            running, waiting = await one.submit("running"), await one.submit("waiting")
+            running = await one.submit("running")
             await one.processing(running)
+            waiting = await one.submit("waiting")
             one.service.begin_drain()
             assert (await two.ended(waiting)).state is COMPLETED
             assert await two.state(running) is JobState.PROCESSING

@@ -23,8 +23,9 @@ async def drained(here):
 @scenario
 async def test_a_call_that_is_still_open_at_the_end_hears_so(start):
     async with start(gated=True) as here:
-        call, job = await here.submit(api="v1"), await here.submit()
+        call = await here.submit(api="v1")
         await here.processing(call)
+        job = await here.submit()
         here.service.begin_drain()
         assert await here.state(call) is JobState.PROCESSING
         here.service.interrupt()

@@ -154,8 +154,9 @@ async def test_the_queue_is_bounded_and_a_refusal_leaves_nothing(start):
 @scenario
 async def test_the_next_job_is_prepared_beside_the_running_one(start):
     async with start(gated=True) as here:
-        first, second = [await here.submit(f"job {i}") for i in range(2)]
+        first = await here.submit("job 0")
         await here.processing(first)
+        second = await here.submit("job 1")
         await until(lambda: here.script.prepared == ["job 0", "job 1"])
         third = await here.submit("job 2")  # earlier, its photo could be there before that of the second
         view = await here.service.view(second, key="")
@@ -281,8 +282,9 @@ async def test_events_tell_every_step_and_end_with_the_end(start):
 @scenario
 async def test_a_polite_key_is_not_delayed_by_another_keys_flood(start):
     async with start(gated=True) as here:
-        flood = [await here.submit(f"flood {i}", key="flood", num_steps=1) for i in range(20)]
+        flood = [await here.submit("flood 0", key="flood", num_steps=1)]
         await here.processing(flood[0], "flood")
+        flood += [await here.submit(f"flood {i}", key="flood", num_steps=1) for i in range(1, 20)]
         await until(lambda: len(here.script.prepared) == 2)
         polite = await here.submit("polite", key="polite", num_steps=1)
         await asyncio.sleep(0.3)  # its photo is there
@@ -360,9 +362,10 @@ async def test_two_devices_share_the_queue(start):
     async with start(devices=("a", "b"), gated=True) as here:
         devices = here.service._runner._dispatcher._devices
         await until(lambda: all(device.ready for device in devices.values()))
-        jobs = [await here.submit(f"job {i}") for i in range(4)]
-        for job_id in jobs[:2]:
+        jobs = [await here.submit(f"job {i}") for i in range(2)]
+        for job_id in jobs:
             await here.processing(job_id)
+        jobs += [await here.submit(f"job {i}") for i in range(2, 4)]
         here.script.open_gate()
         assert {(await here.ended(job_id)).state for job_id in jobs} == {JobState.COMPLETED}
 
@@ -417,8 +420,9 @@ async def test_tries_are_counted_over_restarts_and_used_up_after_three(start):
 @scenario
 async def test_a_drain_finishes_what_runs_refuses_what_comes_and_keeps_what_waits(start):
     async with start(gated=True) as here:
-        running, waiting = await here.submit("running"), await here.submit("waiting")
+        running = await here.submit("running")
         await here.processing(running)
+        waiting = await here.submit("waiting")
         sync = await here.submit("sync", api="v1")
         here.service.begin_drain()
         assert here.service.not_ready_reason is not None

@@ -69,8 +69,9 @@ async def test_the_last_watcher_who_leaves_turns_previews_off(start):
 @scenario
 async def test_a_job_that_waits_may_be_watched_before_it_has_a_device(start):
     async with start(gated=True) as here:
-        await here.submit("first")
+        await here.processing(await here.submit("first"))
         await here.submit("second")
+        await until(lambda: "second" in here.script.prepared)  # the third one's photo cannot be there sooner
         job_id = await here.submit("third", num_steps=3)
         with here.service.watching(job_id):
             here.script.run_steps(4)
