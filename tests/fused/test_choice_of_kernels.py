@@ -6,8 +6,9 @@ import sys
 import pytest
 import torch
 
+from pulid.flux.fp8 import scaled_linear
 from pulid.flux.kernels import choice, plain
-from pulid.flux.kernels.choice import PLAIN, Kernels, checked, choose
+from pulid.flux.kernels.choice import PLAIN, Kernels, checked, choose, in_fp8
 from pulid.flux.kernels.samples import SAMPLES, Draw, Sizes
 
 CPU = torch.device("cpu")
@@ -21,8 +22,17 @@ def test_on_the_cpu_every_kernel_is_plain():
     kernels = choose(CPU, torch.float32, heads=24, head_dim=128)
     assert kernels is PLAIN
     assert kernels.described() == "plain"
-    for name in choice.FILES:
+    for name in choice.FILES.keys() - choice.IN_FP8.values():
         assert getattr(kernels, name) is getattr(plain, name)
+
+
+def test_in_fp8_whatever_feeds_a_linear_quantises_for_it():
+    kernels = in_fp8(PLAIN, scaled_linear, CPU, torch.float32, heads=24, head_dim=128)
+    assert kernels.linear is scaled_linear
+    assert {field: getattr(kernels, field) for field in choice.IN_FP8} == {
+        field: getattr(plain, name) for field, name in choice.IN_FP8.items()
+    }
+    assert kernels.gated is plain.gated
 
 
 @pytest.mark.parametrize("name", choice.FILES)
@@ -34,14 +44,16 @@ def test_a_right_form_is_taken(name):
 
 
 def off_by(share):
-    def spoiled(name):
-        def form(*arguments):
-            got = getattr(plain, name)(*arguments)
-            *others, last = got if isinstance(got, tuple) else (got,)
-            spoiled = last * (1 + share)
-            return (*others, spoiled) if others else spoiled
+    """In the last tensor of what a kernel gives."""
 
-        return form
+    def spoiled(name):
+        return lambda *arguments: spoil(getattr(plain, name)(*arguments))
+
+    def spoil(got):
+        if isinstance(got, torch.Tensor):
+            return got * (1 + share)
+        *others, last = got
+        return (*others, spoil(last))
 
     return spoiled
 
