@@ -37,7 +37,7 @@ from server.cli.weights_place import (
 from server.cli.weights_tables import as_data, described, judged, print_judgement, print_plan, print_table
 from server.cli.writing_progress import shown_writing
 from server.engines import quantise_transformer
-from server.model_files import checkpoints_of, require_checkpoints
+from server.model_files import checkpoints_of
 from weights import lock, manifest
 from weights.adopt import adopt
 from weights.errors import NotEnoughRoom, WeightsError
@@ -45,7 +45,7 @@ from weights.manifest import Checkpoint
 from weights.paths import is_present, path_of, quantised_path
 from weights.plan import plan
 from weights.survey import Find, Survey, Words, survey
-from weights.verify import check_quickly, check_thoroughly
+from weights.verify import check_quickly, check_thoroughly, require
 
 _HELP = (
     "The files of the model.\n\n"
@@ -113,7 +113,6 @@ def _refuse_unread(checkpoints: Sequence[Checkpoint]) -> None:
 
 def _fetch(checkpoints: Sequence[Checkpoint], place: Place, accepted: Sequence[str]) -> None:
     from weights import download  # imports an HTTP library, which the other commands do not need
-    from weights.verify import require
 
     with shown_progress() as progress:
         download.fetch(checkpoints, place.home, progress, trust_first=accepted)
@@ -195,7 +194,7 @@ def _quantise(to: str, names: Sequence[str] | None, place: Place) -> None:
     if len(chosen) != 1 or len(names or chosen) != 1:
         raise WeightsError("Only a transformer is converted to fp8: name one, or leave the name out.")
     (checkpoint,) = chosen
-    require_checkpoints(chosen, place.home)
+    require(chosen, place.home)
     source = path_of(checkpoint, place.home)
     copy = quantised_path(source)
     if copy.is_file():
