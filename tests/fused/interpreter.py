@@ -15,7 +15,7 @@ from unittest import mock
 import torch
 
 from pulid.flux.kernels import choice, plain
-from pulid.flux.kernels.choice import FILES
+from pulid.flux.kernels.choice import ALL_FILES
 from pulid.flux.kernels.samples import SAMPLES, Draw, Sizes
 
 CPU = torch.device("cpu")
@@ -54,7 +54,7 @@ def outputs(form, name, dtype, sizes, changes=()):
     if form == "plain":
         function = getattr(plain, name)
     else:
-        function = getattr(changed_module(FILES[name], changes), name)
+        function = getattr(changed_module(ALL_FILES[name], changes), name)
     got = function(*SAMPLES[name](Draw(CPU, dtype), Sizes(**sizes)))
     return [(str(x.dtype), list(x.shape), x.double().flatten().tolist()) for x in choice._tensors(got)]
 

@@ -22,7 +22,7 @@ def test_on_the_cpu_every_kernel_is_plain():
     kernels = choose(CPU, torch.float32, heads=24, head_dim=128)
     assert kernels is PLAIN
     assert kernels.described() == "plain"
-    for name in choice.FILES.keys() - choice.IN_FP8.values():
+    for name in choice.FILES:
         assert getattr(kernels, name) is getattr(plain, name)
 
 
@@ -35,7 +35,7 @@ def test_in_fp8_whatever_feeds_a_linear_quantises_for_it():
     assert kernels.gated is plain.gated
 
 
-@pytest.mark.parametrize("name", choice.FILES)
+@pytest.mark.parametrize("name", choice.ALL_FILES)
 def test_a_right_form_is_taken(name):
     def form(*arguments):
         return getattr(plain, name)(*arguments)
@@ -58,7 +58,7 @@ def off_by(share):
     return spoiled
 
 
-@pytest.mark.parametrize("name", choice.FILES)
+@pytest.mark.parametrize("name", choice.ALL_FILES)
 @pytest.mark.parametrize("spoil", [off_by(1e-4), off_by(float("nan"))], ids=["slightly", "not a number"])
 def test_a_wrong_form_is_left_aside(name, spoil):
     form, note = checked(name, lambda: spoil(name), samples(name))
@@ -113,7 +113,7 @@ def test_the_notes_are_one_line_for_the_details():
 def test_no_triton_file_is_imported_where_the_engine_runs_on_the_cpu():
     code = (
         "import sys, pulid.tiny, pulid.flux.fused\n"
-        f"files = {sorted(set(choice.FILES.values()))}\n"
+        f"files = {sorted(set(choice.ALL_FILES.values()))}\n"
         "print([f for f in files if f'pulid.flux.kernels.{f}' in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fused.interpreter import interpreter, outputs
-from pulid.flux.kernels.choice import EXACT, FILES, agrees
+from pulid.flux.kernels.choice import ALL_FILES, EXACT, agrees
 
 pytest.importorskip("triton", reason="triton is made for Linux only")
 
@@ -44,14 +44,14 @@ def tensors(described):
 @pytest.mark.parametrize(
     "sizes", SIZES, ids=lambda sizes: f"{sizes['batch']}x{sizes['text']}+{sizes['image']}"
 )
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", ALL_FILES)
 def test_in_float32_the_triton_form_is_the_plain_form(process, name, sizes):
     for got, expected in zip(*both(process, name, torch.float32, sizes), strict=True):
         assert expected.double().isfinite().all()
         assert agrees(got, expected, exactly=name in EXACT)
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", ALL_FILES)
 def test_in_bfloat16_it_is_so_but_for_the_last_bit(process, name):
     for got, expected in zip(*both(process, name, torch.bfloat16, SIZES[1]), strict=True):
         assert got.dtype == expected.dtype

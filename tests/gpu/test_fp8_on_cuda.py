@@ -16,7 +16,7 @@ from golden import flux_models, goldens
 from gpu.full_size import MARKS, random_engine
 from pulid.engine import GenerationRequest
 from pulid.flux import fp8
-from pulid.flux.kernels.choice import FILES, IN_FP8, PLAIN, choose
+from pulid.flux.kernels.choice import ALL_FILES, IN_FP8, PLAIN, choose
 from pulid.flux.kernels.choice import in_fp8 as kernels_in_fp8
 from pulid.flux.kernels.plain import as_rows
 from pulid.identity.attention import FoldedIdentity
@@ -42,7 +42,7 @@ def test_the_card_passes_its_check():
 def test_every_kernel_passes_its_check_at_full_width():
     plain = choose(CUDA, torch.bfloat16, heads=24, head_dim=128)
     kernels = kernels_in_fp8(plain, fp8.scaled_linear, CUDA, torch.bfloat16, heads=24, head_dim=128)
-    assert kernels.notes == dict.fromkeys(FILES, "triton")
+    assert kernels.notes == dict.fromkeys(ALL_FILES, "triton")
     assert all(getattr(kernels, field) is not getattr(PLAIN, field) for field in IN_FP8)
 
 

@@ -33,11 +33,6 @@ FILES = {  # where the Triton form of each kernel is
     "joint_heads": "heads",
     "beside_gelu": "gelu",
     "head_softmax": "softmax",
-    "as_rows": "rows",
-    "modulate_rows": "rows",
-    "gated_modulate_rows": "rows",
-    "gelu_rows": "rows",
-    "beside_gelu_rows": "rows",
 }
 # Which kernel takes whose place where the linear behind it is in fp8.
 IN_FP8 = {
@@ -47,6 +42,7 @@ IN_FP8 = {
     "gelu": "gelu_rows",
     "beside_gelu": "beside_gelu_rows",
 }
+ALL_FILES = {**FILES, **dict.fromkeys(IN_FP8.values(), "rows")}
 EXACT = {"gated"}  # bit for bit; the others sum or divide in an order of their own
 # Relative L2. In bfloat16 a few values in a thousand may round the other way; a wrong one is far off.
 # In e4m3 such a value moves by a sixteenth.
@@ -85,8 +81,7 @@ PLAIN = Kernels()
 
 def choose(device: torch.device, dtype: torch.dtype, *, heads: int, head_dim: int) -> Kernels:
     """The kernels for a transformer of this width and precision. On a CUDA device this compiles them."""
-    names = [name for name in SAMPLES if name not in IN_FP8.values()]
-    forms, notes = _chosen(names, device, dtype, heads, head_dim)
+    forms, notes = _chosen(FILES, device, dtype, heads, head_dim)
     return Kernels(**forms, notes=notes) if notes else PLAIN
 
 
@@ -124,7 +119,7 @@ def _chosen(
 
 def triton_form(name: str) -> Form:
     """Raises ImportError where triton is not installed."""
-    form: Form = getattr(import_module(f"pulid.flux.kernels.{FILES[name]}"), name)
+    form: Form = getattr(import_module(f"pulid.flux.kernels.{ALL_FILES[name]}"), name)
     return form
 
 
