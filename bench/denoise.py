@@ -90,7 +90,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--scale", choices=list(SCALES), default="full")
     parser.add_argument(
-        "--profile", action="append", help="of this project's rows; default: all of the device"
+        "--profile", action="append", help="of this project's rows; default: the device's without quantising"
     )
     parser.add_argument("--budget", type=float, default=BUDGET_S, help="seconds for this call")
     parser.add_argument("--repeats", type=int, help="instead of each case's own")
@@ -103,8 +103,8 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def profiles_of(chosen: argparse.Namespace) -> list[SpeedProfile]:
-    names = chosen.profile or [name for name, p in PROFILES.items() if p.device == chosen.device]
-    return [PROFILES[name] for name in names]
+    own = [name for name, p in PROFILES.items() if p.device == chosen.device and p.linears == "full"]
+    return [PROFILES[name] for name in chosen.profile or own]
 
 
 def cases_of(part: str, chosen: argparse.Namespace) -> list[Case]:

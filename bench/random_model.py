@@ -29,6 +29,7 @@ from gpu.full_size import MARKS, random_faces, random_text_encoder  # noqa: E402
 from pulid.engine import GenerationRequest, RgbImage  # noqa: E402
 from pulid.flux import latents, sampling  # noqa: E402
 from pulid.flux.compiled import compiled_blocks  # noqa: E402
+from pulid.flux.fp8 import block_linears, quantise  # noqa: E402
 from pulid.flux.packing import double_weights, single_weights  # noqa: E402
 from pulid.parts import FLUX_DEV, Architecture, Networks, Parts, build_networks  # noqa: E402
 from pulid.pipeline import PulidFluxEngine  # noqa: E402
@@ -125,11 +126,14 @@ def shell(module: Any) -> Any:
 
 def engine_of(parts: Parts, profile: SpeedProfile, device: torch.device) -> PulidFluxEngine:
     """An engine of its own for one row, warmed up. It may change its modules, but not the numbers in them."""
-    if profile.transformer_form == "fused":
+    if profile.transformer_form == "fused" and profile.linears == "full":
         pack(parts.networks.transformer)
     if device.type == "cpu" and profile.decoder_form == "compiled":  # there may be no compiler
         profile = replace(profile, decoder_form="channels_last")
     networks = Networks(**{name: shell(getattr(parts.networks, name)) for name in NETWORKS})
+    if profile.linears == "fp8":  # in memory of its own
+        for _, linear in block_linears(networks.transformer):
+            quantise(linear, linear.weight.data)
     engine = PulidFluxEngine(replace(parts, networks=networks), profile, device)
     if profile.compiles:
         engine.warm_up(compiled_blocks(backend_of(device)))

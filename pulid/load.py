@@ -2,9 +2,9 @@
 
 Two passes. The first builds every network without memory, and gives it tensors that lie in the
 mapped files: all files, names and shapes are checked, and nothing is on the device yet. The second
-puts one tensor after the other on the device in the profile's precision, LoRA files merged in. So
-the host needs memory for one tensor, and the device for none twice; on the CPU a tensor that keeps
-its precision stays in its file.
+puts one tensor after the other on the device in the profile's precision, LoRA files merged in and then,
+if the profile says so, quantised. So the host needs memory for one tensor, and the device for none twice;
+on the CPU a tensor that keeps its precision stays in its file.
 
 Knows how the published files are laid out inside. Does not know where they come from or how they
 are fetched: the caller hands in paths. Nothing here reaches the network.
@@ -28,14 +28,15 @@ from transformers import AutoTokenizer, CLIPTextModel, PreTrainedTokenizerBase, 
 
 from pulid.engine import FaceMode, LoadProgress
 from pulid.errors import DeviceUnavailable, WeightsMissing
-from pulid.flux import checkpoint, lora
+from pulid.flux import checkpoint, fp8_file, lora
+from pulid.flux.fp8 import SCALE, block_linears, is_quantised, quantise, require_fp8
 from pulid.flux.lora import Change, Lora
 from pulid.flux.text import TextEncoder, load_clip, load_t5
 from pulid.identity.eva_clip import load_eva_state
 from pulid.identity.face import FaceReader, load_face_reader
 from pulid.parts import FLUX_DEV, Architecture, Networks, Parts, build_networks, build_text_models
 from pulid.pipeline import PulidFluxEngine
-from pulid.profiles import SpeedProfile
+from pulid.profiles import LinearForm, SpeedProfile
 from pulid.state_files import REMEDY, read_state
 from pulid.strict_load import Shapes, load_strictly, shapes_of
 
@@ -84,17 +85,23 @@ def load_engine(
 
     What the LoRA files were, and what of them is not applied, is in `info.details`. Raises
     WeightsMissing for whatever is wrong with a file, before anything is put on the device, and
-    DeviceUnavailable where there is no such device or too little memory on it.
+    DeviceUnavailable where there is no such device, too little memory on it, or no fp8 that is asked for.
     """
     target = torch.device(device)
     if target.type == "cuda" and not torch.cuda.is_available():
         raise DeviceUnavailable(f"The profile {profile.name!r} needs a CUDA device, and torch sees none.")
     require_all(paths)
+    if profile.linears == "fp8":
+        require_fp8(target)
     model = read_model(paths, architecture, face_mode)
-    applied = read_loras(loras, shapes_of(model.networks.transformer.state_dict()))
+    transformer = model.networks.transformer
+    if is_quantised(transformer):
+        require_use_of_quantised(paths.transformer, profile, loras)
+    applied = read_loras(loras, shapes_of(transformer.state_dict()))
     needed = model.size
+    dtype = getattr(torch, profile.dtype)
     try:
-        parts = put_on_device(model, target, getattr(torch, profile.dtype), applied, progress)
+        parts = put_on_device(model, target, dtype, applied, progress, linears=profile.linears)
         engine = PulidFluxEngine(parts, profile, target)
         if target.type == "cuda" or profile.compiles:
             if progress is not None:
@@ -119,6 +126,20 @@ def require_all(paths: ModelPaths) -> None:
         raise WeightsMissing(
             "These checkpoints are missing:\n" + "\n".join(absent) + "\n"
             "`flux-pulid weights fetch` brings them. To try the server without them, use the profile tiny."
+        )
+
+
+def require_use_of_quantised(file: Path, profile: SpeedProfile, loras: Sequence[tuple[Path, float]]) -> None:
+    """Raise WeightsMissing where a quantised transformer is not what is wanted."""
+    if profile.linears != "fp8":
+        raise WeightsMissing(
+            f"{file} is quantised to fp8, and the profile {profile.name!r} computes in full precision."
+            " Use the file that it was made from, or the profile fp8."
+        )
+    if loras:
+        raise WeightsMissing(
+            f"{file} is quantised already, and LoRA files are added before that. Use the file that it was"
+            " made from, which is quantised while it is loaded, or leave lora out."
         )
 
 
@@ -176,7 +197,10 @@ def read_model(paths: ModelPaths, architecture: Architecture, face_mode: FaceMod
 
 
 def read_transformer(network: FluxTransformer2DModel, path: Path) -> None:
-    """In diffusers' or in Black Forest Labs' layout. Raises WeightsMissing."""
+    """In diffusers' or in Black Forest Labs' layout, or one of `fp8_file`. Raises WeightsMissing."""
+    if fp8_file.is_one(path):
+        fp8_file.read(network, path)
+        return
     wanted = shapes_of(network.state_dict())
     state = checkpoint.diffusers_transformer(read_state(path), wanted, file=path)
     load_strictly(network, state, "FLUX transformer", file=path)
@@ -237,16 +261,23 @@ def put_on_device(
     dtype: torch.dtype,
     loras: Sequence[Lora] = (),
     progress: Progress | None = None,
+    *,
+    linears: LinearForm = "full",
 ) -> Parts:
     """All networks on `device`: the autoencoder and the face networks in float32, the others in `dtype`."""
     meter = Meter(model.size, progress)
     networks = model.networks
+    in_fp8 = {f"{name}.weight": linear for name, linear in block_linears(networks.transformer)}
     for name, network in model.named():
         precision = torch.float32 if network is networks.autoencoder else dtype
         changes = changes_of(loras) if network is networks.transformer else {}
         for tensor_name, tensor in tensors_of(network):
             size = tensor.nbytes
-            put(tensor, device, precision, changes.get(tensor_name, ()))
+            to_add = changes.get(tensor_name, ())
+            if linears == "full" or network is not networks.transformer or tensor_name not in in_fp8:
+                put(tensor, device, torch.float32 if tensor_name.endswith(SCALE) else precision, to_add)
+            else:
+                put_in_fp8(in_fp8[tensor_name], device, to_add)
             meter.add(name, size)
         meter.report(name)
     text = TextEncoder(
@@ -267,6 +298,15 @@ def put(tensor: Tensor, device: torch.device, dtype: torch.dtype, changes: Seque
     if changes:
         there = lora.merged(there, changes)
     tensor.data = there.to(dtype) if there.is_floating_point() else there
+
+
+def put_in_fp8(linear: nn.Linear, device: torch.device, changes: Sequence[Change]) -> None:
+    """Move its weight and quantise it there, after LoRA was added; or only move it, quantised as it is."""
+    there = linear.weight.data.to(device)
+    if hasattr(linear, SCALE):
+        linear.weight.data = there
+    else:
+        quantise(linear, lora.merged(there, changes) if changes else there)
 
 
 def tensors_of(network: nn.Module) -> list[tuple[str, Tensor]]:

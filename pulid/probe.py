@@ -22,6 +22,7 @@ class Card:
     name: str
     uuid: str  # as nvidia-smi writes it
     memory: int  # bytes
+    capability: tuple[int, int]  # such as (9, 0)
     has_kernels: bool  # whether this build of torch can compute on it
 
 
@@ -57,12 +58,14 @@ def torch_facts() -> TorchFacts:
 
 def _card(number: int) -> Card:
     properties = torch.cuda.get_device_properties(number)
+    capability = (properties.major, properties.minor)
     return Card(
         number=number,
         name=properties.name,
         uuid=f"GPU-{properties.uuid}",
         memory=properties.total_memory,
-        has_kernels=has_kernels((properties.major, properties.minor), torch.cuda.get_arch_list()),
+        capability=capability,
+        has_kernels=has_kernels(capability, torch.cuda.get_arch_list()),
     )
 
 

@@ -9,7 +9,9 @@ from pulid.errors import UnknownProfile
 
 AttentionForm = Literal["folded", "reference"]
 TransformerForm = Literal["diffusers", "fused"]
+LinearForm = Literal["full", "fp8"]
 DecoderForm = Literal["plain", "channels_last", "compiled"]
+FP8_CAPABILITY = (8, 9)  # of the first cards with e4m3: Ada; then Hopper and Blackwell
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +25,8 @@ class SpeedProfile:
     device_memory: int = 0  # bytes that one card must have; 0: no card computes
     identity_attention: AttentionForm = "folded"
     transformer_form: TransformerForm = "diffusers"  # whose block code runs; the weights are the same
+    # Of the transformer's blocks; fp8: weights and activations in e4m3 with a scale for each row.
+    linears: LinearForm = "full"
     compiles: bool = False  # the fused form's blocks, by torch's compiler, while the engine warms up
     decoder_form: DecoderForm = "plain"  # see pulid/flux/decoder.py
     captures: bool = False  # the forward of a step is recorded for each shape; pulid/flux/step_graph.py
@@ -34,6 +38,8 @@ class SpeedProfile:
     def __post_init__(self) -> None:
         if self.compiles and self.transformer_form != "fused":
             raise ValueError(f"The profile {self.name!r} compiles, so its transformer_form must be fused.")
+        if self.linears == "fp8" and self.transformer_form != "fused":
+            raise ValueError(f"The profile {self.name!r} is in fp8, so its transformer_form must be fused.")
 
 
 PROFILES = {
@@ -47,6 +53,16 @@ PROFILES = {
             device_memory=45 * 10**9,  # what the reference's authors state for bfloat16; not measured here
         ),
         SpeedProfile(
+            name="fp8",
+            device="cuda",
+            dtype="bfloat16",
+            promise="half the memory for FLUX's blocks; pictures near those of exact, with a published error",
+            # Computed: 27 GB of weights, the rest for one picture's activations and its decoding.
+            device_memory=36 * 10**9,
+            transformer_form="fused",
+            linears="fp8",
+        ),
+        SpeedProfile(
             name="tiny",
             device="cpu",
             dtype="float32",
@@ -58,6 +74,18 @@ PROFILES = {
         ),
     )
 }
+
+
+def why_not_fp8(device: str, name: str, capability: tuple[int, int]) -> str:
+    """What to tell of a card whose tensor cores know no e4m3; empty where they do."""
+    if capability >= FP8_CAPABILITY:
+        return ""
+    needed, found = (".".join(map(str, version)) for version in (FP8_CAPABILITY, capability))
+    return (
+        f"{device} is {name} with compute capability {found}, and fp8 needs {needed}: cards of the"
+        " generations Ada (L4, L40S, RTX 40), Hopper (H100, H200) and later. Use the profile exact here if"
+        " the card has 45 GB; tiny runs anywhere."
+    )
 
 
 def profile_named(name: str) -> SpeedProfile:

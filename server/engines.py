@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +25,7 @@ from server.model_files import (
 )
 from server.settings import SettingsError
 from weights.manifest import Choice
-from weights.paths import model_paths
+from weights.paths import ModelPaths, model_paths, quantised_path
 
 if TYPE_CHECKING:
     from pulid.probe import LibraryFacts, TorchFacts
@@ -62,12 +63,27 @@ def create_engine(
 
     return load_engine(
         chosen,
-        model_paths(weights_dir, choice),
+        paths_for(chosen, weights_dir, choice, loras),
         device,
         face_mode=face_mode,
         loras=loras,
         progress=None if progress is None else partial(progress, device),
     )
+
+
+def paths_for(profile: SpeedProfile, home: Path, choice: Choice, loras: Loras) -> ModelPaths:
+    """The files of a profile: in fp8 the quantised copy, where there is one and nothing is merged."""
+    paths = model_paths(home, choice, profile.name)
+    copy = quantised_path(paths.transformer)
+    takes_copy = profile.linears == "fp8" and not loras and copy.is_file()
+    return replace(paths, transformer=copy) if takes_copy else paths
+
+
+def quantise_transformer(source: Path, copy: Path, on_bytes: Callable[[int], None]) -> None:
+    """Write the copy that the profile fp8 reads; takes minutes. Raises WeightsMissing or OSError."""
+    from pulid.quantise import quantise_file
+
+    quantise_file(source, copy, made_from=source.name, on_bytes=on_bytes)
 
 
 def keep_compiled_code(folder: Path) -> None:

@@ -27,7 +27,7 @@ def checkpoints_of(profile: SpeedProfile, home: Path, choice: Choice) -> list[Ch
     `home` is the weights folder. Empty for a profile that has no weights.
     """
     roles = dict.fromkeys(checkpoint.role for checkpoint in needed(choice, profile.name))
-    return [present_or_default(role, home, choice) for role in roles]
+    return [present_or_default(role, home, choice, profile.name) for role in roles]
 
 
 def require_checkpoints(checkpoints: Sequence[Checkpoint], home: Path) -> None:

@@ -25,7 +25,9 @@ from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
 from pulid.flux.attention_backend import backend_for, cudnn_first
-from pulid.flux.kernels.choice import Kernels, choose
+from pulid.flux.fp8 import is_quantised, scaled_linear
+from pulid.flux.kernels.choice import Kernels, choose, in_fp8
+from pulid.flux.kernels.plain import Rows
 from pulid.flux.modulation import ModulationTable, modulation, modulation_linears, modulation_table
 from pulid.flux.packing import DoubleWeights, SingleWeights, StreamWeights, double_weights, single_weights
 from pulid.flux.transformer import (
@@ -77,13 +79,13 @@ class FusedFlux:
         """Packs the transformer's projections, and on a CUDA device compiles and checks the kernels."""
         self.transformer = transformer
         self.blocks = blocks or PLAIN_BLOCKS
-        config = transformer.config
-        self.kernels = kernels or choose(
-            transformer.x_embedder.weight.device,
-            transformer.x_embedder.weight.dtype,
-            heads=config.num_attention_heads,
-            head_dim=config.attention_head_dim,
-        )
+        config, weight = transformer.config, transformer.x_embedder.weight
+        width = {"heads": config.num_attention_heads, "head_dim": config.attention_head_dim}
+        self.kernels = kernels or choose(weight.device, weight.dtype, **width)
+        self._is_fp8 = is_quantised(transformer)
+        self._block_kernels = self.kernels
+        if self._is_fp8:
+            self._block_kernels = in_fp8(self.kernels, scaled_linear, weight.device, weight.dtype, **width)
         self._doubles = double_weights(transformer)
         self._singles = single_weights(transformer)
         torch.cuda.empty_cache()  # of the single matrices: each is too small to hold a packed one
@@ -92,10 +94,10 @@ class FusedFlux:
 
     def weights(self) -> Iterator[Tensor]:
         """All that the blocks are given of them."""
-        for double in self._doubles:
-            yield from (*double.text, *double.image)
-        for single in self._singles:
-            yield from single
+        streams = (stream for double in self._doubles for stream in double)
+        for block in (*streams, *self._singles):
+            for weight in block:
+                yield from weight if isinstance(weight, Rows) else (weight,)
 
     def rotary(self, text_ids: Tensor, image_ids: Tensor) -> Rotary:
         """Rotary tables for text ids (text tokens, 3) and image ids (image tokens, 3)."""
@@ -105,7 +107,8 @@ class FusedFlux:
         """What computes, for `EngineInfo.details`."""
         config, weight = self.transformer.config, self.transformer.x_embedder.weight
         return {
-            "kernels": self.kernels.described(),
+            "linears": "fp8" if self._is_fp8 else str(weight.dtype).removeprefix("torch."),
+            "kernels": self._block_kernels.described(),
             "blocks": self.blocks.note,
             "attention": backend_for(
                 weight.device,
@@ -158,7 +161,7 @@ class FusedFlux:
         added = 0  # identity attentions; counts on from the double to the single blocks
         for number, double in enumerate(self._doubles):
             text, image = self.blocks.double(
-                self.kernels, double, text, image, next(modulations), next(modulations), *rotary
+                self._block_kernels, double, text, image, next(modulations), next(modulations), *rotary
             )
             if identity is not None and number % DOUBLE_INTERVAL == 0:
                 self._add_identity(added, image, identity)
@@ -166,7 +169,7 @@ class FusedFlux:
         length = text.shape[1]
         joint = torch.cat((text, image), dim=1)
         for number, single in enumerate(self._singles):
-            joint = self.blocks.single(self.kernels, single, joint, next(modulations), *rotary)
+            joint = self.blocks.single(self._block_kernels, single, joint, next(modulations), *rotary)
             if identity is not None and number % SINGLE_INTERVAL == 0:
                 self._add_identity(added, joint[:, length:], identity)
                 added += 1
@@ -220,17 +223,17 @@ def double_block(
 def _projected(kernels: Kernels, weights: StreamWeights, stream: Tensor, modulation: Tensor) -> Tensor:
     """(batch, tokens, 3 dim)."""
     shift, scale, *_ = modulation.chunk(6, dim=-1)
-    return F.linear(kernels.modulate(stream, scale, shift), weights.qkv, weights.qkv_bias)
+    return kernels.linear(kernels.modulate(stream, scale, shift), weights.qkv, weights.qkv_bias)
 
 
 def _after_attention(
     kernels: Kernels, weights: StreamWeights, stream: Tensor, attention: Tensor, modulation: Tensor
 ) -> Tensor:
     _, _, gate, mlp_shift, mlp_scale, mlp_gate = modulation.chunk(6, dim=-1)
-    attended = F.linear(attention.contiguous(), weights.out, weights.out_bias)
+    attended = kernels.linear(kernels.as_input(attention), weights.out, weights.out_bias)
     stream, normed = kernels.gated_modulate(stream, gate, attended, mlp_scale, mlp_shift)
-    inner = F.gelu(F.linear(normed, weights.up, weights.up_bias), approximate="tanh")
-    return kernels.gated(stream, mlp_gate, F.linear(inner, weights.down, weights.down_bias))
+    inner = kernels.gelu(kernels.linear(normed, weights.up, weights.up_bias))
+    return kernels.gated(stream, mlp_gate, kernels.linear(inner, weights.down, weights.down_bias))
 
 
 def single_block(
@@ -243,11 +246,11 @@ def single_block(
 ) -> Tensor:
     """Text and image, joined, after a single block."""
     shift, scale, gate = modulation.chunk(3, dim=-1)
-    projected = F.linear(kernels.modulate(joint, scale, shift), weights.into, weights.into_bias)
+    projected = kernels.linear(kernels.modulate(joint, scale, shift), weights.into, weights.into_bias)
     split = 3 * joint.shape[-1]
     heads = kernels.own_heads(projected[..., :split], weights.norm_q, weights.norm_k, cos, sin)
     both = kernels.beside_gelu(_attention(*heads), projected[..., split:])
-    return kernels.gated(joint, gate, F.linear(both, weights.out, weights.out_bias))
+    return kernels.gated(joint, gate, kernels.linear(both, weights.out, weights.out_bias))
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -16,19 +16,24 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 
+from pulid.flux.fp8 import SCALE, matrix
+from pulid.flux.kernels.plain import E4M3, Rows
+
+Matrix = Tensor | Rows  # (out, in); quantised where its linear is
+
 
 class StreamWeights(NamedTuple):
     """Text or image in a double block, of width D. Vectors named *_bias belong to the matrix before."""
 
-    qkv: Tensor  # (3D, D)
+    qkv: Matrix  # (3D, D)
     qkv_bias: Tensor
     norm_q: Tensor  # (head_dim,)
     norm_k: Tensor
-    out: Tensor  # (D, D)
+    out: Matrix  # (D, D)
     out_bias: Tensor
-    up: Tensor  # (4D, D)
+    up: Matrix  # (4D, D)
     up_bias: Tensor
-    down: Tensor  # (D, 4D)
+    down: Matrix  # (D, 4D)
     down_bias: Tensor
 
 
@@ -40,19 +45,25 @@ class DoubleWeights(NamedTuple):
 class SingleWeights(NamedTuple):
     """A single block of width D."""
 
-    into: Tensor  # (7D, D): query, key, value, then the MLP's inner states
+    into: Matrix  # (7D, D): query, key, value, then the MLP's inner states
     into_bias: Tensor
     norm_q: Tensor  # (head_dim,)
     norm_k: Tensor
-    out: Tensor  # (D, 5D): from attention, then from the MLP
+    out: Matrix  # (D, 5D): from attention, then from the MLP
     out_bias: Tensor
 
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def packed(linears: Sequence[nn.Linear]) -> tuple[Tensor, Tensor]:
-    """Weights and biases of all linears in one tensor each, in this order. The linears become views."""
-    return _joined([linear.weight for linear in linears]), _joined([linear.bias for linear in linears])
+def packed(linears: Sequence[nn.Linear]) -> tuple[Matrix, Tensor]:
+    """Weights and biases of all linears in one tensor each, in this order. The linears become views.
+
+    Rows have scales of their own, so quantised ones are packed alike.
+    """
+    weights, biases = (_joined([getattr(linear, name) for linear in linears]) for name in ("weight", "bias"))
+    if not hasattr(linears[0], SCALE):
+        return weights, biases
+    return Rows(weights, _joined([getattr(linear, SCALE) for linear in linears])), biases
 
 
 def _joined(parameters: Sequence[Tensor]) -> Tensor:
@@ -66,10 +77,16 @@ def _joined(parameters: Sequence[Tensor]) -> Tensor:
         end = parameter
     else:
         return first.data.as_strided((sum(rows), *first.shape[1:]), first.stride())
-    together = torch.cat([parameter.data for parameter in parameters])
+    together = _above_one_another([parameter.data for parameter in parameters])
     for parameter, view in zip(parameters, together.split(rows), strict=True):
         parameter.data = view
     return together
+
+
+def _above_one_another(tensors: Sequence[Tensor]) -> Tensor:
+    if tensors[0].dtype is E4M3:  # as bytes: not every build of torch joins fp8
+        return torch.cat([tensor.view(torch.uint8) for tensor in tensors]).view(E4M3)
+    return torch.cat(tuple(tensors))
 
 
 def _follows(one: Tensor, other: Tensor) -> bool:
@@ -106,7 +123,7 @@ def _stream(qkv: Sequence[nn.Linear], norms: Sequence[Tensor], others: Sequence[
     return StreamWeights(
         *packed(qkv),
         norm_q.data, norm_k.data,
-        out.weight.data, out.bias.data, up.weight.data, up.bias.data, down.weight.data, down.bias.data,
+        matrix(out), out.bias.data, matrix(up), up.bias.data, matrix(down), down.bias.data,
     )  # fmt: skip
 
 
@@ -116,7 +133,7 @@ def single_weights(transformer: FluxTransformer2DModel) -> list[SingleWeights]:
         SingleWeights(
             *packed((block.attn.to_q, block.attn.to_k, block.attn.to_v, block.proj_mlp)),
             block.attn.norm_q.weight.data, block.attn.norm_k.weight.data,
-            block.proj_out.weight.data, block.proj_out.bias.data,
+            matrix(block.proj_out), block.proj_out.bias.data,
         )
         for block in transformer.single_transformer_blocks
     ]  # fmt: skip

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 from pulid.errors import DeviceUnavailable, SetupError
-from pulid.profiles import PROFILES, SpeedProfile
+from pulid.profiles import FP8_CAPABILITY, PROFILES, SpeedProfile, why_not_fp8
 from server import engines
 from server.checks.finding import Finding, fault, gigabytes, ok, warning
 
@@ -170,11 +170,15 @@ def check_card(profile: SpeedProfile, card: Card, free: int | None) -> Finding:
             f"{what}: this build of torch has no code for it. Install a build for this generation of cards, "
             "or choose other cards with --devices.",
         )
+    if profile.linears == "fp8" and (problem := why_not_fp8(check, card.name, card.capability)):
+        return fault(check, problem)
+    fitting = ", ".join(p.name for p in PROFILES.values() if fits(p, card))
     if card.memory < profile.device_memory:
+        smaller = f"--profile {fitting} fits" if fitting else "No profile for smaller cards exists yet"
         return fault(
             check,
             f"{what}: {profile.name} needs {gigabytes(profile.device_memory)}. Choose cards with more with "
-            "--devices. No profile for smaller cards exists yet.",
+            f"--devices. {smaller}.",
         )
     if free is not None and free < profile.device_memory:
         return warning(
@@ -183,9 +187,14 @@ def check_card(profile: SpeedProfile, card: Card, free: int | None) -> Finding:
             f"{gigabytes(profile.device_memory)}. nvidia-smi shows who holds the rest; a running server of "
             "this project on the card is reason enough.",
         )
-    fitting = ", ".join(p.name for p in PROFILES.values() if 0 < p.device_memory <= card.memory)
     room = "" if free is None else f", {gigabytes(free)} free"
     return ok(check, f"{what}{room}. What fits: {fitting}.")
+
+
+def fits(profile: SpeedProfile, card: Card) -> bool:
+    """Has a card the memory of a profile that computes on cards, and its precisions?"""
+    can = profile.linears == "full" or card.capability >= FP8_CAPABILITY
+    return can and 0 < profile.device_memory <= card.memory
 
 
 def _workers(profile: SpeedProfile, devices: str) -> int:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from shutil import disk_usage
 from typing import Annotated
 
 import typer
@@ -35,15 +36,16 @@ from server.cli.weights_place import (
 )
 from server.cli.weights_tables import as_data, described, judged, print_judgement, print_plan, print_table
 from server.cli.writing_progress import shown_writing
+from server.engines import quantise_transformer
 from server.model_files import checkpoints_of
 from weights import lock, manifest
 from weights.adopt import adopt
-from weights.errors import WeightsError
+from weights.errors import NotEnoughRoom, WeightsError
 from weights.manifest import Checkpoint
-from weights.paths import is_present
+from weights.paths import is_present, path_of, quantised_path
 from weights.plan import plan
 from weights.survey import Find, Survey, Words, survey
-from weights.verify import check_quickly, check_thoroughly
+from weights.verify import check_quickly, check_thoroughly, require
 
 _HELP = (
     "The files of the model.\n\n"
@@ -111,7 +113,6 @@ def _refuse_unread(checkpoints: Sequence[Checkpoint]) -> None:
 
 def _fetch(checkpoints: Sequence[Checkpoint], place: Place, accepted: Sequence[str]) -> None:
     from weights import download  # imports an HTTP library, which the other commands do not need
-    from weights.verify import require
 
     with shown_progress() as progress:
         download.fetch(checkpoints, place.home, progress, trust_first=accepted)
@@ -154,17 +155,24 @@ def verify(
 @app.command()
 def convert(
     names: Names = None,
+    to: Annotated[
+        str | None,
+        typer.Option("--to", help="fp8: a quantised copy of the transformer, half as large.", metavar="FORM"),
+    ] = None,
     weights_dir: WeightsDir = None,
     config: ConfigFile = None,
     profile: Profile = None,
     base_model: BaseModel = None,
     pulid_version: PulidVersion = None,
 ) -> None:
-    """Make safetensors copies of .pt and .pth files, to be loaded in their place."""
+    """Make safetensors copies of .pt and .pth files, or of the transformer in fp8, to be loaded instead."""
     from weights import convert as converter  # imports torch, later
 
     with clean_exit():
         place = Place.of(weights_dir, config, profile, base_model, pulid_version)
+        if to is not None:
+            _quantise(to, names, place)
+            return
         checkpoints = place.checkpoints(names)
         unfit = [c.name for c in checkpoints if names and not converter.is_convertible(c)]
         if unfit:
@@ -176,6 +184,41 @@ def convert(
                 typer.echo(f"{checkpoint.name}: its copy is there already.")
             else:
                 typer.echo(f"{copy}: {size_text(copy.stat().st_size)}; {checkpoint.path} may be deleted.")
+
+
+def _quantise(to: str, names: Sequence[str] | None, place: Place) -> None:
+    """Raises WeightsError or PulidError."""
+    if to != "fp8":
+        raise WeightsError(f"There is no form {to}. Choose fp8, or leave --to out.")
+    chosen = [c for c in place.checkpoints(names) if c.role == "transformer"]
+    if len(chosen) != 1 or len(names or chosen) != 1:
+        raise WeightsError("Only a transformer is converted to fp8: name one, or leave the name out.")
+    (checkpoint,) = chosen
+    require(chosen, place.home)
+    source = path_of(checkpoint, place.home)
+    copy = quantised_path(source)
+    if copy.is_file():
+        typer.echo(f"{copy} is there already. Delete it to make it anew.")
+        return
+    size = sum(file.stat().st_size for file in _files_of(source))
+    free = disk_usage(copy.parent).free
+    if free < size:
+        raise NotEnoughRoom(
+            f"{copy} takes up to {size_text(size)}, and its disk has {size_text(free)} free. Nothing was "
+            "written. Make room and run the same command again."
+        )
+    try:
+        with lock.fetching(place.home), shown_writing(size) as report:
+            quantise_transformer(source, copy, lambda count: report(copy.name, count))
+    except OSError as exc:
+        raise lock.cannot_write(copy, exc) from exc
+    typer.echo(
+        f"{copy}: {size_text(copy.stat().st_size)}; the profile fp8 reads it. {checkpoint.name} stays."
+    )
+
+
+def _files_of(source: Path) -> list[Path]:
+    return [source] if source.is_file() else sorted(source.glob("*.safetensors"))
 
 
 @app.command("import")

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from bench import accuracy, cases, denoise, many_requests, record
+from bench import accuracy, cases, denoise, many_requests, profile_errors, record
 from bench.cases import Case
 from bench.device import is_number, summary_of
 from bench.record import PartFile
@@ -68,6 +68,15 @@ def test_variants_of_a_profile_are_rows_of_their_own_parts(run, monkeypatch):
     assert name == "ours-tiny+captured"
     assert (requests["graphs"], requests["memory_growth_mib"]) == (0, 0.0)
     assert requests["slowest_over_median"] >= 1
+
+
+def test_the_errors_of_lossy_profiles_are_emulated_where_there_is_no_card(run, monkeypatch):
+    monkeypatch.setattr(profile_errors, "CASES", (Case(width=512, height=512, repeats=1),))
+    code, line, _ = run(profile_errors, *TINY[:2])
+    assert (code, line["how"]) == (0, "emulated on a CPU")
+    told = line["cases"]["512x512"]["fp8"]
+    assert 1e-3 < told["relative_latent_error"] < 0.2
+    assert 20 < told["psnr_db"] < 60
 
 
 def test_what_does_not_fit_into_the_budget_is_not_begun(run, tmp_path):

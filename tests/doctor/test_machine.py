@@ -1,5 +1,6 @@
 """What is said about drivers, builds of torch and cards, for machines that are not this one."""
 
+import dataclasses
 import os
 import stat
 
@@ -21,7 +22,9 @@ from server.checks.machine import (
 EXACT, TINY = PROFILES["exact"], PROFILES["tiny"]
 UUID = "GPU-4b0c3cb0-5a1f-4a6b-9e0e-000000000000"
 DRIVER = Driver(version="580.95.05", cuda="13.0", free={UUID: 143 * 10**9})
-H200 = Card(number=0, name="NVIDIA H200", uuid=UUID, memory=150_754_820_096, has_kernels=True)
+H200 = Card(
+    number=0, name="NVIDIA H200", uuid=UUID, memory=150_754_820_096, capability=(9, 0), has_kernels=True
+)
 FACTS = TorchFacts(version="2.13.0+cu130", cuda="13.0", cards=(H200,), why_no_cards="")
 
 REPORT = f"""<?xml version="1.0" ?>
@@ -186,30 +189,45 @@ def test_a_card_with_room_says_what_fits():
     ("card", "free", "state", "said"),
     [
         (
-            Card(number=1, name="L4", uuid="", memory=24 * 10**9, has_kernels=True),
+            Card(number=1, name="L4", uuid="", memory=24 * 10**9, capability=(8, 9), has_kernels=True),
             None,
             "fault",
             "needs 45.0 GB",
         ),
         (
-            Card(number=1, name="P100", uuid="", memory=80 * 10**9, has_kernels=False),
+            Card(number=1, name="P100", uuid="", memory=80 * 10**9, capability=(6, 0), has_kernels=False),
             None,
             "fault",
             "no code",
         ),
         (
-            Card(number=1, name="A100", uuid="", memory=80 * 10**9, has_kernels=True),
+            Card(number=1, name="A100", uuid="", memory=80 * 10**9, capability=(8, 0), has_kernels=True),
             9 * 10**9,
             "warning",
             "9.0 GB are free",
         ),
-        (Card(number=1, name="A100", uuid="", memory=80 * 10**9, has_kernels=True), None, "ok", "80.0 GB"),
+        (
+            Card(number=1, name="A100", uuid="", memory=80 * 10**9, capability=(8, 0), has_kernels=True),
+            None,
+            "ok",
+            "80.0 GB",
+        ),
     ],
 )
 def test_a_card_without_room_or_code_says_what_to_do(card, free, state, said):
     found = check_card(EXACT, card, free)
     assert (found.check, found.state) == ("cuda:1", state)
     assert said in found.text
+
+
+def test_a_card_without_fp8_is_told_so_and_what_fits_is_named():
+    a100 = Card(number=1, name="A100", uuid="", memory=80 * 10**9, capability=(8, 0), has_kernels=True)
+    found = check_card(PROFILES["fp8"], a100, None)
+    assert found.state == "fault"
+    assert "compute capability 8.0, and fp8 needs 8.9" in found.text
+    assert check_card(EXACT, a100, None).text.endswith("What fits: exact.")
+    l40 = dataclasses.replace(a100, memory=40 * 10**9, capability=(8, 9))
+    assert "--profile fp8 fits" in check_card(EXACT, l40, None).text
 
 
 def test_where_no_card_is_the_finding_names_the_profile_without_one():

@@ -14,9 +14,13 @@ from files import tiny_files
 from files.tiny_files import BFLOAT16, FLOAT32, TINY_FILES
 from model.portraits import picture, within_one_level
 from pulid.errors import DeviceUnavailable, WeightsMissing
+from pulid.flux.kernels.plain import as_rows
 from pulid.load import load_engine, put_on_device, read_model, require_all
 from pulid.profiles import PROFILES
+from pulid.quantise import quantise_file
 from pulid.seeded import seeded_engine
+from server.engines import paths_for
+from weights.manifest import Choice
 from weights.paths import ModelPaths, model_paths
 
 CPU = torch.device("cpu")
@@ -156,6 +160,75 @@ def test_eva_loads_alike_from_its_pickle_and_from_a_converted_copy(paths, tmp_pa
         for file in (paths.eva_clip, tmp_path / "eva.safetensors")
     )
     assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+# ---- in fp8 ----
+
+IN_FP8 = dataclasses.replace(PROFILES["fp8"], dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def quantised(paths, tmp_path_factory):
+    """The same files, with the transformer's quantised copy."""
+    copy = tmp_path_factory.mktemp("fp8") / "flux1-dev.fp8-rows.safetensors"
+    quantise_file(paths.transformer, copy, made_from="a test", architecture=TINY_FILES)
+    return dataclasses.replace(paths, transformer=copy)
+
+
+def test_a_transformer_quantised_while_loading_paints_what_its_quantised_copy_paints(paths, quantised):
+    while_loading, before = load(paths, IN_FP8), load(quantised, IN_FP8)
+    one, other = (engine.parts.networks.transformer.state_dict() for engine in (while_loading, before))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name].float(), other[name].float()) for name in one)
+    assert {x.dtype for x in one.values()} == {torch.float8_e4m3fn, torch.float32}
+    assert while_loading.info.details["linears"] == before.info.details["linears"] == "fp8"
+    assert within_one_level(picture(while_loading), picture(before))
+
+
+def test_in_fp8_scales_stay_in_float32_where_the_rest_is_bfloat16(quantised):
+    state = load(quantised, PROFILES["fp8"]).parts.networks.transformer.state_dict()
+    kinds = {name.rpartition(".")[2]: set() for name in state}
+    for name, tensor in state.items():
+        kinds[name.rpartition(".")[2]].add(tensor.dtype)
+    assert kinds["weight_scale"] == {torch.float32}
+    assert kinds["weight"] == {torch.float8_e4m3fn, torch.bfloat16}
+    assert kinds["bias"] == {torch.bfloat16}
+
+
+def test_a_lora_is_added_before_weights_are_quantised(paths, tmp_path):
+    name = "transformer_blocks.0.attn.to_q.weight"
+    plain = load(paths).parts.networks.transformer.state_dict()[name]
+    up, down = torch.randn(plain.shape[0], 2), torch.randn(2, plain.shape[1])
+    stem = f"transformer.{name.removesuffix('.weight')}"
+    save_file({f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up}, tmp_path / "lora.safetensors")
+    loras = [(tmp_path / "lora.safetensors", 0.5)]
+    state = load(paths, IN_FP8, loras=loras).parts.networks.transformer.state_dict()
+    expected = as_rows(plain + 0.5 * up @ down)
+    torch.testing.assert_close(state[f"{name}_scale"], expected.scale)
+    got = state[name].float() * state[f"{name}_scale"]
+    assert (got - expected.values.float() * expected.scale).norm() < 1e-2 * got.norm()
+
+
+def test_a_quantised_copy_takes_no_lora_and_serves_no_other_profile(quantised, tmp_path):
+    with pytest.raises(WeightsMissing, match="LoRA files are added before that"):
+        load(quantised, IN_FP8, loras=[(tmp_path / "any.safetensors", 1.0)])
+    with pytest.raises(WeightsMissing, match="'tiny' computes in full precision"):
+        load(quantised)
+    with pytest.raises(WeightsMissing, match="is quantised already"):
+        quantise_file(quantised.transformer, tmp_path / "again.safetensors", made_from="a test")
+
+
+def test_the_server_takes_the_copy_in_fp8_unless_something_is_merged(tmp_path):
+    home = tmp_path / "FLUX.1-dev"
+    home.mkdir()
+    (home / "flux1-dev.safetensors").touch()
+    fp8, exact = PROFILES["fp8"], PROFILES["exact"]
+    assert paths_for(fp8, tmp_path, Choice(), ()).transformer.name == "flux1-dev.safetensors"
+    (home / "flux1-dev.fp8-rows.safetensors").touch()
+    assert paths_for(fp8, tmp_path, Choice(), ()).transformer.name == "flux1-dev.fp8-rows.safetensors"
+    assert paths_for(exact, tmp_path, Choice(), ()).transformer.name == "flux1-dev.safetensors"
+    loras = [(tmp_path / "lora.safetensors", 1.0)]
+    assert paths_for(fp8, tmp_path, Choice(), loras).transformer.name == "flux1-dev.safetensors"
 
 
 # ---- memory ----

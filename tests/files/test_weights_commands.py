@@ -162,6 +162,43 @@ def test_convert_of_what_is_no_pickle_or_not_there_is_refused(weights):
     assert "EVA02_CLIP_L_336_psz14_s6B.pt is missing" in output
 
 
+def test_only_a_transformer_that_is_there_is_converted_to_fp8(weights):
+    for names in (["ae"], ["flux1-dev", "ae"]):
+        code, output = weights("convert", *names, "--to", "fp8")
+        assert (code, output) == (
+            2,
+            "Error: Only a transformer is converted to fp8: name one, or leave the name out.\n",
+        )
+    code, output = weights("convert", "--to", "int3")
+    assert (code, output) == (2, "Error: There is no form int3. Choose fp8, or leave --to out.\n")
+    code, output = weights("convert", "--to", "fp8")
+    assert code == 2
+    assert "flux1-dev.safetensors is missing" in output
+
+
+def test_the_copy_in_fp8_lies_beside_its_original_and_is_made_once(weights, monkeypatch):
+    """The original is a stand-in: a real one has 24 GB."""
+    source = weights.home / "FLUX.1-dev/flux1-dev.safetensors"
+    source.parent.mkdir(parents=True)
+    source.write_bytes(b"x" * 1000)
+    monkeypatch.setattr("server.cli.weights.require", lambda checkpoints, home: None)
+    made = []
+
+    def quantise(source, copy, on_bytes):
+        made.append(source)
+        copy.write_bytes(b"x" * 600)
+        on_bytes(1000)
+
+    monkeypatch.setattr("server.cli.weights.quantise_transformer", quantise)
+    copy = source.with_name("flux1-dev.fp8-rows.safetensors")
+    code, output = weights("convert", "--to", "fp8")
+    assert code == 0
+    assert f"{copy}: " in output
+    assert output.endswith("the profile fp8 reads it. flux1-dev stays.\n")
+    assert weights("convert", "--to", "fp8") == (0, f"{copy} is there already. Delete it to make it anew.\n")
+    assert made == [source]
+
+
 def test_without_the_operators_word_the_file_is_another_version(adopted):
     (adopted.home / lock.NAME).unlink()
     code, output = adopted("verify", "bisenet", "--json")

@@ -6,8 +6,9 @@ import sys
 import pytest
 import torch
 
+from pulid.flux.fp8 import scaled_linear
 from pulid.flux.kernels import choice, plain
-from pulid.flux.kernels.choice import PLAIN, Kernels, checked, choose
+from pulid.flux.kernels.choice import PLAIN, Kernels, checked, choose, in_fp8
 from pulid.flux.kernels.samples import SAMPLES, Draw, Sizes
 
 CPU = torch.device("cpu")
@@ -25,7 +26,16 @@ def test_on_the_cpu_every_kernel_is_plain():
         assert getattr(kernels, name) is getattr(plain, name)
 
 
-@pytest.mark.parametrize("name", choice.FILES)
+def test_in_fp8_whatever_feeds_a_linear_quantises_for_it():
+    kernels = in_fp8(PLAIN, scaled_linear, CPU, torch.float32, heads=24, head_dim=128)
+    assert kernels.linear is scaled_linear
+    assert {field: getattr(kernels, field) for field in choice.IN_FP8} == {
+        field: getattr(plain, name) for field, name in choice.IN_FP8.items()
+    }
+    assert kernels.gated is plain.gated
+
+
+@pytest.mark.parametrize("name", choice.ALL_FILES)
 def test_a_right_form_is_taken(name):
     def form(*arguments):
         return getattr(plain, name)(*arguments)
@@ -34,19 +44,21 @@ def test_a_right_form_is_taken(name):
 
 
 def off_by(share):
-    def spoiled(name):
-        def form(*arguments):
-            got = getattr(plain, name)(*arguments)
-            *others, last = got if isinstance(got, tuple) else (got,)
-            spoiled = last * (1 + share)
-            return (*others, spoiled) if others else spoiled
+    """In the last tensor of what a kernel gives."""
 
-        return form
+    def spoiled(name):
+        return lambda *arguments: spoil(getattr(plain, name)(*arguments))
+
+    def spoil(got):
+        if isinstance(got, torch.Tensor):
+            return got * (1 + share)
+        *others, last = got
+        return (*others, spoil(last))
 
     return spoiled
 
 
-@pytest.mark.parametrize("name", choice.FILES)
+@pytest.mark.parametrize("name", choice.ALL_FILES)
 @pytest.mark.parametrize("spoil", [off_by(1e-4), off_by(float("nan"))], ids=["slightly", "not a number"])
 def test_a_wrong_form_is_left_aside(name, spoil):
     form, note = checked(name, lambda: spoil(name), samples(name))
@@ -101,7 +113,7 @@ def test_the_notes_are_one_line_for_the_details():
 def test_no_triton_file_is_imported_where_the_engine_runs_on_the_cpu():
     code = (
         "import sys, pulid.tiny, pulid.flux.fused\n"
-        f"files = {sorted(set(choice.FILES.values()))}\n"
+        f"files = {sorted(set(choice.ALL_FILES.values()))}\n"
         "print([f for f in files if f'pulid.flux.kernels.{f}' in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fused.interpreter import interpreter, outputs
-from pulid.flux.kernels.choice import EXACT, FILES, agrees
+from pulid.flux.kernels.choice import ALL_FILES, EXACT, agrees
 
 pytest.importorskip("triton", reason="triton is made for Linux only")
 
@@ -20,7 +20,8 @@ SIZES = [  # no width is a multiple of a program's block; tokens and batch run t
     {"batch": 1, "text": 2, "image": 3},  # FLUX's own width
 ]
 # The interpreter cuts bfloat16 off where a GPU rounds: half a unit in the last place on average.
-CUT_OFF = 5e-3
+# Where that comes before e4m3, one value in ten is a sixteenth away.
+CUT_OFF = {torch.bfloat16: 5e-3, torch.float8_e4m3fn: 2e-2, torch.float32: 5e-3}
 
 
 @pytest.fixture(scope="module")
@@ -43,19 +44,19 @@ def tensors(described):
 @pytest.mark.parametrize(
     "sizes", SIZES, ids=lambda sizes: f"{sizes['batch']}x{sizes['text']}+{sizes['image']}"
 )
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", ALL_FILES)
 def test_in_float32_the_triton_form_is_the_plain_form(process, name, sizes):
     for got, expected in zip(*both(process, name, torch.float32, sizes), strict=True):
-        assert expected.isfinite().all()
+        assert expected.double().isfinite().all()
         assert agrees(got, expected, exactly=name in EXACT)
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", ALL_FILES)
 def test_in_bfloat16_it_is_so_but_for_the_last_bit(process, name):
     for got, expected in zip(*both(process, name, torch.bfloat16, SIZES[1]), strict=True):
-        assert got.dtype == expected.dtype == torch.bfloat16
+        assert got.dtype == expected.dtype
         error = (got.double() - expected.double()).norm() / expected.double().norm()
-        assert error < CUT_OFF
+        assert error < CUT_OFF[expected.dtype]
 
 
 WRONG = [
@@ -75,6 +76,14 @@ WRONG = [
     ("beside_gelu", "0.044715", "0.44715"),
     ("head_softmax", "% heads", "% 1"),
     ("head_softmax", "column < N, values", "column < N + 1, values"),
+    ("as_rows", "/ LARGEST", "/ 400.0"),
+    ("as_rows", "row * WIDTH + column", "column"),
+    ("modulate_rows", "/ deviation * gain", "/ deviation"),
+    ("modulate_rows", "tl.abs(values)", "values"),
+    ("gated_modulate_rows", "kept + factor", "kept - factor"),
+    ("gated_modulate_rows", "tl.store(scales + row", "tl.store(scales"),
+    ("gelu_rows", "1.5957691216057308", "1.5"),
+    ("beside_gelu_rows", "left | right", "right"),
 ]
 
 

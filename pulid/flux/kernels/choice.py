@@ -8,12 +8,13 @@ left aside for good, and `notes` says so. On the CPU nothing of Triton is import
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pulid.flux.kernels import plain
@@ -21,6 +22,8 @@ from pulid.flux.kernels.samples import SAMPLES, Draw, Sizes
 
 Form = Callable[..., Any]
 Heads = tuple[Tensor, Tensor, Tensor]
+Input = Tensor | plain.Rows  # of a linear
+Outputs = Tensor | tuple[Any, ...]  # of a kernel
 
 FILES = {  # where the Triton form of each kernel is
     "modulate": "modulate",
@@ -31,9 +34,19 @@ FILES = {  # where the Triton form of each kernel is
     "beside_gelu": "gelu",
     "head_softmax": "softmax",
 }
+# Which kernel takes whose place where the linear behind it is in fp8.
+IN_FP8 = {
+    "as_input": "as_rows",
+    "modulate": "modulate_rows",
+    "gated_modulate": "gated_modulate_rows",
+    "gelu": "gelu_rows",
+    "beside_gelu": "beside_gelu_rows",
+}
+ALL_FILES = {**FILES, **dict.fromkeys(IN_FP8.values(), "rows")}
 EXACT = {"gated"}  # bit for bit; the others sum or divide in an order of their own
 # Relative L2. In bfloat16 a few values in a thousand may round the other way; a wrong one is far off.
-TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-3}
+# In e4m3 such a value moves by a sixteenth.
+TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-3, plain.E4M3: 5e-3}
 CHECKED = (
     {"batch": 1, "image": 37},
     {"batch": 2, "image": 64},
@@ -42,16 +55,19 @@ CHECKED = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kernels:
-    """One form of each kernel; signatures and shapes are those of `plain`."""
+    """One form of each kernel, and the linear that takes what they give; as in `plain`."""
 
-    modulate: Callable[[Tensor, Tensor, Tensor], Tensor] = plain.modulate
+    modulate: Callable[[Tensor, Tensor, Tensor], Input] = plain.modulate
     gated: Callable[[Tensor, Tensor, Tensor], Tensor] = plain.gated
-    gated_modulate: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] = (
+    gated_modulate: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Input]] = (
         plain.gated_modulate
     )
     own_heads: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Heads] = plain.own_heads
     joint_heads: Callable[..., Heads] = plain.joint_heads
-    beside_gelu: Callable[[Tensor, Tensor], Tensor] = plain.beside_gelu
+    beside_gelu: Callable[[Tensor, Tensor], Input] = plain.beside_gelu
+    gelu: Callable[[Tensor], Input] = plain.gelu
+    as_input: Callable[[Tensor], Input] = plain.as_input
+    linear: Callable[[Any, Any, Tensor], Tensor] = F.linear  # of an Input, and a weight of the same kind
     head_softmax: Callable[[Tensor, Tensor, int], Tensor] = plain.head_softmax
     notes: Mapping[str, str] = field(default_factory=dict)  # kernel: "triton", or why it is plain
 
@@ -65,22 +81,45 @@ PLAIN = Kernels()
 
 def choose(device: torch.device, dtype: torch.dtype, *, heads: int, head_dim: int) -> Kernels:
     """The kernels for a transformer of this width and precision. On a CUDA device this compiles them."""
+    forms, notes = _chosen(FILES, device, dtype, heads, head_dim)
+    return Kernels(**forms, notes=notes) if notes else PLAIN
+
+
+def in_fp8(
+    kernels: Kernels,
+    linear: Callable[[Any, Any, Tensor], Tensor],
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    heads: int,
+    head_dim: int,
+) -> Kernels:
+    """The same for blocks whose linears are in fp8: each quantises what it gives to `linear`."""
+    forms, notes = _chosen(IN_FP8.values(), device, dtype, heads, head_dim)
+    given = {field: forms[name] for field, name in IN_FP8.items()}
+    return replace(kernels, linear=linear, notes={**kernels.notes, **notes}, **given)
+
+
+def _chosen(
+    names: Iterable[str], device: torch.device, dtype: torch.dtype, heads: int, head_dim: int
+) -> tuple[dict[str, Form], dict[str, str]]:
+    """The form of each kernel, and on a CUDA device a note on it."""
     if device.type != "cuda":
-        return PLAIN
+        return {name: getattr(plain, name) for name in names}, {}
     forms, notes = {}, {}
     with torch.cuda.device(device):  # Triton launches on the current device
-        for name, draw_inputs in SAMPLES.items():
+        for name in names:
             inputs = [
-                draw_inputs(Draw(device, dtype), Sizes(heads=heads, head_dim=head_dim, **sizes))
+                SAMPLES[name](Draw(device, dtype), Sizes(heads=heads, head_dim=head_dim, **sizes))
                 for sizes in CHECKED
             ]
             forms[name], notes[name] = checked(name, partial(triton_form, name), inputs)
-    return Kernels(**forms, notes=notes)
+    return forms, notes
 
 
 def triton_form(name: str) -> Form:
     """Raises ImportError where triton is not installed."""
-    form: Form = getattr(import_module(f"pulid.flux.kernels.{FILES[name]}"), name)
+    form: Form = getattr(import_module(f"pulid.flux.kernels.{ALL_FILES[name]}"), name)
     return form
 
 
@@ -101,20 +140,26 @@ def checked(name: str, load: Callable[[], Form], inputs: Iterable[tuple[Any, ...
     return form, "triton"
 
 
-def _poison(expected: Tensor | tuple[Tensor, ...]) -> None:
-    """Leave NaN in the memory that the next results will be given: what is not written then shows."""
+def _poison(expected: Outputs) -> None:
+    """Leave NaN in the memory that the next results will be given: what is not written then shows.
+
+    As bytes: all ones are NaN in every precision.
+    """
     outputs = _tensors(expected)
-    like = outputs[0]
-    torch.full((sum(x.numel() for x in outputs),), float("nan"), dtype=like.dtype, device=like.device)
+    for size in (sum(x.nbytes for x in outputs), *(x.nbytes for x in outputs)):
+        torch.full((size,), 255, dtype=torch.uint8, device=outputs[0].device)
 
 
-def _agree(name: str, got: Tensor | tuple[Tensor, ...], expected: Tensor | tuple[Tensor, ...]) -> bool:
+def _agree(name: str, got: Outputs, expected: Outputs) -> bool:
     pairs = zip(_tensors(got), _tensors(expected), strict=True)
     return all(agrees(one, other, exactly=name in EXACT) for one, other in pairs)
 
 
-def _tensors(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return outputs if isinstance(outputs, tuple) else (outputs,)
+def _tensors(outputs: Outputs) -> tuple[Tensor, ...]:
+    """One after the other, however deep they lie."""
+    if isinstance(outputs, Tensor):
+        return (outputs,)
+    return tuple(tensor for output in outputs for tensor in _tensors(output))
 
 
 def agrees(got: Tensor, expected: Tensor, *, exactly: bool) -> bool:

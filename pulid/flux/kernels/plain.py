@@ -3,16 +3,31 @@
 Everything is computed in float32 and rounded once, at the end; diffusers rounds after every step.
 A compiler that fuses these gives the same. Knows no blocks and no weights.
 
+Names that end in _rows are the same pieces for a linear in fp8: what leaves them is quantised, each
+token by a scale of its own, from the float32 result and not from one that was rounded before.
+
 Shapes: batch B, tokens S, width D, heads H of size E each. Modulation vectors are (B, D).
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 EPS = 1e-6  # of all of FLUX's norms
+E4M3 = torch.float8_e4m3fn
+E4M3_MAX = 448.0
+SMALLEST = 1e-12  # largest magnitude that a row is taken to have at least: a row of zeros stays one
+
+
+class Rows(NamedTuple):
+    """A matrix whose rows are values * scale: activations by token, weights by output."""
+
+    values: Tensor  # (..., D), e4m3
+    scale: Tensor  # (..., 1), float32
 
 
 def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -79,7 +94,7 @@ def _turned(x: Tensor, norm: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def beside_gelu(attention: Tensor, mlp: Tensor) -> Tensor:
     """Attention (B, S, D), and tanh-GELU of the MLP's inner states (B, S, M) beside it: (B, S, D + M)."""
-    return torch.cat((attention, F.gelu(mlp, approximate="tanh")), dim=-1)
+    return torch.cat((attention, gelu(mlp)), dim=-1)
 
 
 def head_softmax(scores: Tensor, offset: Tensor, heads: int) -> Tensor:
@@ -89,3 +104,46 @@ def head_softmax(scores: Tensor, offset: Tensor, heads: int) -> Tensor:
     """
     shifted = (scores.float() + offset).unflatten(-1, (heads, -1))
     return shifted.softmax(dim=-1).flatten(-2).to(scores.dtype)
+
+
+def as_input(x: Tensor) -> Tensor:
+    """What a linear takes: without gaps in memory."""
+    return x.contiguous()
+
+
+def gelu(x: Tensor) -> Tensor:
+    """tanh-GELU. (B, S, M) -> the same."""
+    return F.gelu(x, approximate="tanh")
+
+
+# ---- for linears in fp8 ----
+
+
+def as_rows(x: Tensor) -> Rows:
+    """Quantised so that the largest magnitude of each row is e4m3's. (..., D) -> rows."""
+    exact = x.float()
+    scale = exact.abs().amax(dim=-1, keepdim=True).clamp(min=SMALLEST) / E4M3_MAX
+    return Rows((exact / scale).to(E4M3), scale)
+
+
+def modulate_rows(x: Tensor, scale: Tensor, shift: Tensor) -> Rows:
+    """`modulate`, quantised."""
+    return as_rows(modulate(x.float(), scale, shift))
+
+
+def gated_modulate_rows(
+    residual: Tensor, gate: Tensor, y: Tensor, scale: Tensor, shift: Tensor
+) -> tuple[Tensor, Rows]:
+    """`gated`, and `modulate_rows` of it."""
+    x = gated(residual, gate, y)
+    return x, modulate_rows(x, scale, shift)
+
+
+def gelu_rows(x: Tensor) -> Rows:
+    """`gelu`, quantised."""
+    return as_rows(gelu(x.float()))
+
+
+def beside_gelu_rows(attention: Tensor, mlp: Tensor) -> Rows:
+    """`beside_gelu`, quantised."""
+    return as_rows(beside_gelu(attention.float(), mlp.float()))

@@ -79,6 +79,14 @@ def _head_softmax(draw: Draw, sizes: Sizes) -> tuple[Any, ...]:
     return scores, draw(sizes.batch, 1, width, dtype=torch.float32), sizes.identity_heads
 
 
+def _as_rows(draw: Draw, sizes: Sizes) -> tuple[Any, ...]:
+    return (_image(draw, sizes),)
+
+
+def _gelu_rows(draw: Draw, sizes: Sizes) -> tuple[Any, ...]:
+    return (draw(sizes.batch, sizes.image, 4 * sizes.width),)
+
+
 SAMPLES: dict[str, Callable[[Draw, Sizes], tuple[Any, ...]]] = {
     "modulate": _modulate,
     "gated": _gated,
@@ -87,6 +95,11 @@ SAMPLES: dict[str, Callable[[Draw, Sizes], tuple[Any, ...]]] = {
     "joint_heads": _joint_heads,
     "beside_gelu": _beside_gelu,
     "head_softmax": _head_softmax,
+    "as_rows": _as_rows,
+    "modulate_rows": _modulate,
+    "gated_modulate_rows": _gated_modulate,
+    "gelu_rows": _gelu_rows,
+    "beside_gelu_rows": _beside_gelu,
 }
 
 

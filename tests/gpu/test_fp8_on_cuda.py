@@ -1,0 +1,107 @@
+"""The profile fp8 on a GPU of compute capability 8.9 and later, at full size with random weights.
+
+python -m pytest -m gpu -s tests/gpu/test_fp8_on_cuda.py        under nine minutes; needs 60 GB
+
+Prints what nobody knows yet: times, peak of memory, error against the plain blocks.
+"""
+
+import dataclasses
+import time
+
+import pytest
+import torch
+
+from fused.test_fp8 import SHORT, bound, error, in_fp8, models
+from golden import flux_models, goldens
+from gpu.full_size import MARKS, random_engine
+from pulid.engine import GenerationRequest
+from pulid.flux import fp8
+from pulid.flux.kernels.choice import ALL_FILES, IN_FP8, PLAIN, choose
+from pulid.flux.kernels.choice import in_fp8 as kernels_in_fp8
+from pulid.flux.kernels.plain import as_rows
+from pulid.identity.attention import FoldedIdentity
+from pulid.parts import FLUX_DEV
+from pulid.pipeline import denoise_step
+from pulid.profiles import PROFILES
+
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(500)]
+
+CUDA = torch.device("cuda")
+WIDTH = 3072
+PRODUCTS = [  # (in, out) of every linear, packed
+    *((WIDTH, out) for out in (WIDTH, 3 * WIDTH, 4 * WIDTH, 7 * WIDTH)),
+    *((into, WIDTH) for into in (4 * WIDTH, 5 * WIDTH)),
+]
+REQUEST = GenerationRequest(prompt="a portrait", seed=1, width=896, height=1152, num_steps=4)
+
+
+def test_the_card_passes_its_check():
+    fp8.require_fp8(CUDA)
+
+
+def test_every_kernel_passes_its_check_at_full_width():
+    plain = choose(CUDA, torch.bfloat16, heads=24, head_dim=128)
+    kernels = kernels_in_fp8(plain, fp8.scaled_linear, CUDA, torch.bfloat16, heads=24, head_dim=128)
+    assert kernels.notes == dict.fromkeys(ALL_FILES, "triton")
+    assert all(getattr(kernels, field) is not getattr(PLAIN, field) for field in IN_FP8)
+
+
+@pytest.mark.parametrize("tokens", [1, 37, 512, 4160])
+@pytest.mark.parametrize(("into", "out"), PRODUCTS)
+@torch.inference_mode()
+def test_every_product_of_the_blocks_is_the_emulated_one(into, out, tokens):
+    draw = torch.Generator(CUDA).manual_seed(into + out + tokens)
+    x, weight, bias = (
+        torch.randn(shape, generator=draw, device=CUDA, dtype=torch.bfloat16)
+        for shape in ((1, tokens, into), (out, into), (out,))
+    )
+    rows, matrix = as_rows(x), as_rows(weight)
+    got, expected = (form(rows, matrix, bias).float() for form in (fp8.scaled_linear, fp8.emulated_linear))
+    assert (got - expected).norm() < fp8.TOLERANCE * expected.norm()
+
+
+@torch.inference_mode()
+def test_a_recorded_loop_holds_within_the_bound_of_the_emulation():
+    case = goldens.case_named("flux", SHORT)
+    expected, allowed = bound(SHORT)
+    flux, modules = models(case["model"])
+    flux.transformer.to(CUDA, torch.bfloat16)
+    fused = in_fp8(flux)
+    row = flux_models.flight(modules.to(CUDA, torch.bfloat16), case, FoldedIdentity, torch.bfloat16, CUDA)
+    tables = flux_models.rotary(fused, case, CUDA)
+    while not row.is_done:
+        denoise_step(fused, [row], tables)
+    got = error(row.latents.float().cpu(), expected)
+    print(f"\nrelative error {got:.4f}, allowed {allowed:.4f}")
+    assert got < allowed
+
+
+def latents_of(name):
+    """After all steps, and what a second picture took; the engine is gone afterwards."""
+    engine = random_engine(dataclasses.replace(FLUX_DEV, clip=MARKS), PROFILES[name], CUDA)
+    engine.warm_up()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()  # of quantising: the random weights were made in bfloat16
+    held = torch.cuda.memory_allocated()
+    for _ in range(2):
+        engine.admit("job", REQUEST)
+        started = time.perf_counter()
+        while events := engine.step():
+            denoised = events[-1].denoised
+        elapsed = time.perf_counter() - started
+    engine.decode(denoised)
+    print(
+        f"\n{name}: {elapsed / REQUEST.num_steps * 1000:.1f} ms a step, {held / 1e9:.1f} GB held,"
+        f" {torch.cuda.max_memory_allocated() / 1e9:.1f} GB at most, {engine.info.details}"
+    )
+    return denoised.latents.packed.float().cpu()
+
+
+def test_latents_stay_near_those_of_exact_and_the_peak_is_below_the_stated_one():
+    exact = latents_of("exact")
+    torch.cuda.empty_cache()
+    in_8_bits = latents_of("fp8")
+    assert torch.cuda.max_memory_allocated() < PROFILES["fp8"].device_memory
+    relative = float((in_8_bits - exact).norm() / exact.norm())
+    print(f"relative error against exact after {REQUEST.num_steps} steps: {relative:.4f}")
+    assert 1e-3 < relative < 0.3
