@@ -9,9 +9,11 @@ file, of everything that is in the first. Knows processes and the wire; whatever
 
 from __future__ import annotations
 
+import atexit
 import functools
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -37,7 +39,8 @@ def python_with_ray() -> str:
     """An interpreter that has Ray and what this one has."""
     if find_spec("ray") is not None:
         return sys.executable
-    folder = Path(tempfile.gettempdir()) / f"flux-pulid-ray-{os.getuid()}-{os.getpid()}"
+    folder = Path(tempfile.mkdtemp(prefix="flux-pulid-ray-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     python = folder / "bin" / "python"
     install = [python, "-m", "pip", "install", "-q", "-c", CONSTRAINTS, "ray[serve]>=2.60"]
