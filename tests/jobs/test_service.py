@@ -287,7 +287,8 @@ async def test_a_polite_key_is_not_delayed_by_another_keys_flood(start):
         flood += [await here.submit(f"flood {i}", key="flood", num_steps=1) for i in range(1, 20)]
         await until(lambda: len(here.script.prepared) == 2)
         polite = await here.submit("polite", key="polite", num_steps=1)
-        await asyncio.sleep(0.3)  # its photo is there
+        await until(lambda: any(path.name.startswith(f"{polite}.photo") for path in bodies_of(here)))
+        await asyncio.sleep(0.3)  # it is known to be there
         here.script.run_steps(3)
         assert (await here.ended(polite)).state is JobState.COMPLETED
         here.script.open_gate()

@@ -51,9 +51,9 @@ def series(here, name, device):
 async def test_a_device_that_is_done_paints_what_another_has_prepared(start):
     async with start(devices=("a", "b")) as here:
         await until(lambda: all_ready(here))
-        long = await here.submit("slow 0.5 s per step", num_steps=4)
+        long = await here.submit("slow 0.5 s per step", num_steps=40)
         await here.processing(long)
-        short = await here.submit("slow 0.2 s per step", num_steps=2)
+        short = await here.submit("slow 0.2 s per step", num_steps=5)
         await here.processing(short)
         moved = await here.submit("moved")
         await until(lambda: "moved" in here.script.prepared)  # beside the long one, which began first
@@ -63,8 +63,8 @@ async def test_a_device_that_is_done_paints_what_another_has_prepared(start):
         assert here.script.prepared.count("moved") == 2
         assert painted_on(here, moved) == painted_on(here, short)
         assert painted_on(here, long) != painted_on(here, short)
-        assert (await here.ended(long)).state is JobState.COMPLETED
         assert len((await here.ended(moved)).files) == 1
+        await here.service.remove(long, key="")
 
 
 @pytest.mark.release

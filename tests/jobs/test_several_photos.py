@@ -71,15 +71,15 @@ async def test_photos_of_one_job_are_fetched_side_by_side_and_it_waits_for_all(s
 @scenario
 async def test_a_key_has_only_so_many_photos_fetched_at_once_over_all_its_jobs(start):
     async with start() as here:
-        waiting = 0
-        most = 0
+        waiting = most = 0
+        may_go_on = asyncio.Event()
         fetch = here.photos.fetch
 
         async def counted(url):
             nonlocal waiting, most
             waiting += 1
             most = max(most, waiting)
-            await asyncio.sleep(0.02)
+            await may_go_on.wait()
             try:
                 return await fetch(url)
             finally:
@@ -87,6 +87,8 @@ async def test_a_key_has_only_so_many_photos_fetched_at_once_over_all_its_jobs(s
 
         here.service._runner._photos._face_stage._fetch = counted
         jobs = [await here.submit(photos=[URL] * 6) for _ in range(3)]
+        await until(lambda: waiting == FETCHES_AT_ONCE)
+        may_go_on.set()
         assert {(await here.ended(job)).state for job in jobs} == {JobState.COMPLETED}
         assert most == FETCHES_AT_ONCE
 
