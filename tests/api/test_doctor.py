@@ -109,7 +109,7 @@ def test_wrong_settings_are_bad_input():
 )
 @pytest.mark.parametrize("command", ["doctor", "serve"])
 def test_settings_that_do_not_fit_each_other_are_bad_input(command, flags, words, tmp_path):
-    done = CliRunner().invoke(app, [command, *flags, "--data-dir", str(tmp_path)])
+    done = CliRunner().invoke(app, [command, *flags, "--port", "0", "--data-dir", str(tmp_path)])
     assert done.exit_code == 2, done.output
     assert words in done.stderr
     assert done.stdout == ""
