@@ -129,6 +129,16 @@ def application(
     return front.bind(arguments, engine.bind(arguments, create_engine), faces.bind(arguments, fetch_photo))
 
 
+def anywhere(settings: Settings) -> Settings:
+    """As if the server listened everywhere, for Ray decides where its proxies do. Raises SettingsError."""
+    if settings.auth is None and not (settings.api_keys or settings.api_keys_file):
+        raise SettingsError(
+            "Ray's proxies take calls for the server, wherever http_options have them listen, and there are "
+            'no API keys. Set api_keys_file, or accept that by setting auth to "none".'
+        )
+    return settings.model_copy(update={"host": "0.0.0.0"})  # noqa: S104
+
+
 def settings_of(arguments: RayArguments) -> Settings:
     """The settings in force in this process: those of the application beat its environment.
 
@@ -139,8 +149,9 @@ def settings_of(arguments: RayArguments) -> Settings:
             f"Unknown setting: the key {unknown[0]} in the application's settings. docs/settings.md lists "
             "the known ones."
         )
-    # Ray decides where its proxies listen: keys are asked for as if that were everywhere.
-    settings = load_settings(flags={"host": "0.0.0.0", **arguments.settings}).settings  # noqa: S104
+    settings = load_settings(flags={"host": "127.0.0.1", **arguments.settings}).settings
+    if "host" not in arguments.settings:
+        settings = anywhere(settings)
     if settings.devices != "all":
         raise SettingsError(
             f"devices = {settings.devices!r} does not go with Ray, which gives each engine its device. Leave "

@@ -10,13 +10,17 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from pulid.errors import SetupError
 from server.app import shared_places
-from server.checks.finding import Finding, fault, nearest_folder, ok, warning
+from server.checks.finding import Finding, fault, ok, warning
 from server.jobs.database_clock import MUCH_S
 from server.jobs.places import SharedPlaces, folder_of
 from server.settings import Settings
+
+if TYPE_CHECKING:
+    from server.jobs.postgres_schema import DatabaseFacts
 
 
 def shared(settings: Settings) -> Iterator[Finding]:
@@ -29,15 +33,16 @@ def shared(settings: Settings) -> Iterator[Finding]:
     except SetupError as exc:
         yield fault("database", str(exc))
         return
-    yield check_database(places)
-    yield check_media(places)
-
-
-def check_database(places: SharedPlaces) -> Finding:
+    facts: DatabaseFacts | None = None
     try:
         facts = places.look_at_database()
+        yield check_database(facts)
     except SetupError as exc:
-        return fault("database", str(exc))
+        yield fault("database", str(exc))
+    yield check_media(places, None if facts is None else facts.place)
+
+
+def check_database(facts: DatabaseFacts) -> Finding:
     found = f"PostgreSQL {facts.release}"
     if not facts.may_write:
         return fault(
@@ -57,20 +62,14 @@ def check_database(places: SharedPlaces) -> Finding:
     return ok("database", f"{found} answers, with tables of version {facts.version}.")
 
 
-def check_media(places: SharedPlaces) -> Finding:
+def check_media(places: SharedPlaces, agreed: str | None) -> Finding:
+    """`agreed`: the mark of the place that the other servers have, None before there are any."""
     folder = folder_of(places.media_url)
-    if folder is not None and not (folder / "bodies").exists():
-        return _check_new_folder(places.media_url, os.access(nearest_folder(folder), os.W_OK | os.X_OK))
+    is_new = folder is not None and folder.is_dir() and not (folder / "bodies").exists()
     try:
-        places.open_bodies()
+        places.require_agreed(agreed)
+        if not (is_new and folder is not None and os.access(folder, os.W_OK | os.X_OK)):
+            places.open_bodies()
     except SetupError as exc:
         return fault("media", str(exc))
-    return ok("media", f"{places.media_url} takes bodies and pictures.")
-
-
-def _check_new_folder(media_url: str, is_writable: bool) -> Finding:
-    if not is_writable:
-        return fault(
-            "media", f"{media_url} cannot be made by this user. Change the owner of what is above it."
-        )
-    return ok("media", f"{media_url} will be made at the first start.")
+    return ok("media", f"{places.media_url} {'may be written' if is_new else 'takes bodies and pictures'}.")

@@ -144,9 +144,9 @@ class StoreFailed(PulidError):
     """The data folder or its database did not take a write; nothing has changed. It may the next time."""
 
     code = "storage_failed"
-
     def __init__(self, why: str = "its data folder cannot be written") -> None:
         super().__init__(f"The server cannot store the request now: {why}. Try again later.")
+        self.why = why
 
 
 class StoreFull(StoreFailed):
@@ -156,6 +156,14 @@ class StoreFull(StoreFailed):
 
     def __init__(self) -> None:
         super().__init__("its disk is full")
+
+
+class StoreSilent(StoreFailed):
+    """The database that several servers share does not answer, to a question or to a write."""
+
+    def __init__(self) -> None:
+        self.why = "its database does not answer"
+        PulidError.__init__(self, f"The server cannot reach its records now: {self.why}. Try again later.")
 
 
 class KeyHasEnough(PulidError):

@@ -134,6 +134,8 @@ class JobLeases:
             claimed = await self._storage.claim(max(room, 1), of_the_busy=room > 0)
             taken = [await self._take(record) for record in claimed]
             self._metrics.taken_over(sum(taken))
+            if any(taken):
+                log.info("jobs taken up", jobs=sum(taken))
             if room <= 0 or len(taken) < room or not all(taken):
                 return
 

@@ -5,6 +5,7 @@ The libraries for it are an extra, and are loaded here alone, when somebody asks
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from server.jobs.postgres_store import PostgresJobStore
 
 _MARK = "place-id"
+SAID = 400  # characters of an error that are told
 LEASE_S = 10.0  # that a server may say nothing before others take up its jobs
 
 
@@ -87,6 +89,14 @@ class SharedPlaces:
         found = self._mark()
         if mark is None and found is None:
             self._set_mark(found := secrets.token_hex(16))
+        return self._same(mark, found)
+
+    def require_agreed(self, mark: str | None) -> None:
+        """Whether a server would be let in, where others have agreed on `mark`. Raises MediaPlaceUnusable."""
+        if mark is not None:
+            self._same(mark, self._mark())
+
+    def _same(self, mark: str | None, found: str | None) -> str:
         if found is None or mark not in (None, found):
             raise MediaPlaceUnusable(
                 f"MEDIA_URL = {self.media_url!r} is not where the other servers of this database keep their "
@@ -121,7 +131,16 @@ class SharedPlaces:
         return Notices(self.database_url, name=name)
 
     def open_bodies(self) -> BodyStore:
-        """Blocks, and tries a write. Raises MediaPlaceUnusable."""
+        """Blocks, and tries a write. A folder is not made: it may only be missing because it is not mounted.
+
+        Raises MediaPlaceUnusable.
+        """
+        folder = folder_of(self.media_url)
+        if folder is not None and not folder.is_dir():
+            raise MediaPlaceUnusable(
+                f"MEDIA_URL = {self.media_url!r} is no folder that is there. Mount it, or make it, for all "
+                "servers."
+            )
         try:
             bodies = self._bodies()
             bodies.probe()
@@ -130,7 +149,7 @@ class SharedPlaces:
         return bodies
 
     def _unusable(self, exc: Exception) -> MediaPlaceUnusable:
-        reason = str(exc.__cause__ or exc).partition("\n")[0].rstrip(".")
+        reason = _in_a_line(str(exc.__cause__ or exc))
         return MediaPlaceUnusable(
             f"MEDIA_URL = {self.media_url!r} cannot be written: {reason}. Look at the "
             "address, and at the owner of a folder; or at the variables AWS_ENDPOINT_URL, "
@@ -203,6 +222,11 @@ def folder_of(media_url: str) -> Path | None:
     """The folder of a file:// address."""
     parts = urlsplit(media_url)
     return Path(unquote(parts.path)) if parts.scheme == "file" else None
+
+
+def _in_a_line(said: str) -> str:
+    """What a driver says may go on with the XML that the store has answered: its words without its tags."""
+    return " ".join(re.sub(r"<[^>]*>", " ", said).split())[:SAID].rstrip(".")
 
 
 def _made(folder: Path) -> Path:

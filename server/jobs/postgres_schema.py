@@ -68,10 +68,14 @@ def _holds_a_part_of_the_password(said: dict[str, Any]) -> bool:
 
 def unusable(exc: psycopg.Error) -> DatabaseUnusable:
     """What its driver says holds addresses and names of users, and no password."""
-    return DatabaseUnusable(
-        f"The database that DATABASE_URL names cannot be used: {str(exc).strip()}. Look whether it runs and "
-        "lets this server's user create tables."
-    )
+    said = str(exc).strip().rstrip(".?")
+    remedy = "Look whether it runs and lets this server's user create tables."
+    if "certificate" in said:
+        remedy = (
+            "Name the file of its authority's certificate as sslrootcert in the address; with "
+            "sslrootcert=system, name the machine's in the variable SSL_CERT_FILE."
+        )
+    return DatabaseUnusable(f"The database that DATABASE_URL names cannot be used: {said}. {remedy}")
 
 
 def connect(address: str) -> Connection:
@@ -100,6 +104,7 @@ class DatabaseFacts:
     version: int  # of the tables; 0: there are none yet
     may_write: bool  # what a server needs: its user may make tables, or use those that are there
     clock: float  # Unix seconds
+    place: str | None = None  # the mark of where files are kept, once servers have agreed on it
 
 
 def look_at(url: str) -> DatabaseFacts:
@@ -121,7 +126,7 @@ def _facts(connection: Connection) -> DatabaseFacts:
     ).fetchone()
     if row is None:
         raise psycopg.OperationalError("it does not answer")
-    may_write = bool(row["may_create"])
+    may_write, place = bool(row["may_create"]), None
     if row["has_tables"]:
         owned = connection.execute(
             "SELECT bool_and(has_table_privilege(name, doing)) AS may_write "
@@ -129,11 +134,14 @@ def _facts(connection: Connection) -> DatabaseFacts:
             "unnest('{SELECT,INSERT,UPDATE,DELETE}'::text[]) AS needs (doing)"
         ).fetchone()
         may_write = bool(owned and owned["may_write"])
+        mark = connection.execute("SELECT mark FROM place").fetchone() if may_write else None
+        place = mark["mark"] if mark else None
     return DatabaseFacts(
         release=row["release"].split()[0],
         version=_version(connection) if row["has_tables"] else 0,
         may_write=may_write,
         clock=row["clock"],
+        place=place,
     )
 
 

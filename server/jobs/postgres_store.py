@@ -29,6 +29,7 @@ from server.jobs.job import (
     LeaseLost,
     StoreFailed,
     StoreFull,
+    StoreSilent,
 )
 from server.jobs.postgres_schema import STARTING, Connection, connect, migrate, unusable, with_defaults
 from server.jobs.rows import CHANGING, COLUMNS, files_of, json_of, record_of, row_of
@@ -39,7 +40,6 @@ SWEPT_AT_ONCE = 5000  # jobs, and pictures of so many: less than a statement may
 STEPS = "steps "  # how a notice begins that changes no job
 INTERRUPTED = "The server stopped before this picture was done. Send the request again."
 
-_SILENT = "its database does not answer"
 _PATIENT_S = 1.0  # that it may take to hear that there is no connection
 _COUNTING = 0x666C7579  # the first half of the advisory locks of keys whose jobs are counted
 _NO_ROOM = "53"  # class of SQLSTATE: insufficient resources
@@ -406,7 +406,7 @@ class PostgresJobStore:
         """Who waits behind a call that waited for an answer in vain is not made to wait, too."""
         started = time.monotonic()
         if started < self._not_before:
-            raise StoreFailed(_SILENT)
+            raise StoreSilent
         try:
             self._connection = connect(self._address)
         except psycopg.Error:
@@ -440,7 +440,7 @@ def _faults_in_words() -> Iterator[None]:
     except psycopg.Error as exc:
         if (exc.sqlstate or "").startswith(_NO_ROOM):
             raise StoreFull from exc
-        raise StoreFailed(_SILENT) from exc
+        raise StoreSilent from exc
 
 
 _UNFINISHED = "state IN ('QUEUED', 'PROCESSING')"

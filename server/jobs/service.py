@@ -124,8 +124,8 @@ class JobService:
         """Why no job would start now; None when one would."""
         if (reason := self._refusal()) is not None:
             return reason
-        if self._storage.is_failing:
-            return "its data folder cannot be written"
+        if (why := self._storage.failing) is not None:
+            return why
         return None if self._runner.has_worker else self._and_how_far("the engine is being started again")
 
     def _and_how_far(self, reason: str) -> str:
@@ -155,7 +155,7 @@ class JobService:
     @property
     def is_writable(self) -> bool:
         """The last write to the data folder went well."""
-        return not self._storage.is_failing
+        return self._storage.failing is None
 
     def unfinished_of(self, key: str) -> int:
         """Jobs of an API key that wait or run."""

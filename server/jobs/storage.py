@@ -58,7 +58,7 @@ class JobStorage:
         self.media: MediaStore = MediaFiles(self._data_dir.media) if shared is None else shared.media()
         self.leases: SharedJobStore | None = None  # the store, where it is one of several servers
         self._media_cleared_at = 0.0
-        self._failing: set[str] = set()  # places whose last write did not go well
+        self._failing: dict[str, str] = {}  # by place: why its last write did not go well
         self._undeleted: set[str] = set()  # media whose rows are gone, and whose files would not go
 
     async def open(self) -> None:
@@ -98,15 +98,15 @@ class JobStorage:
         return self.free_bytes < self._min_free_bytes
 
     @property
-    def is_failing(self) -> bool:
-        """The last write did not go well."""
-        return bool(self._failing)
+    def failing(self) -> str | None:
+        """Why the last write did not go well."""
+        return next(iter(self._failing.values()), None)
 
     async def room(self) -> None:
         """Return when what the disk has refused may be tried again."""
         while True:
             await asyncio.sleep(TRY_AGAIN_S)
-            if not (self.is_low or self.is_failing):
+            if not (self.is_low or self.failing):
                 return
 
     async def probe(self) -> None:
@@ -261,7 +261,7 @@ class JobStorage:
     def pictures_failed(self) -> None:
         """A worker could not store them: a shared place is tried until it takes something again."""
         if self.shared is not None:
-            self._failing.add(_FILES)
+            self._failing[_FILES] = "its place for pictures cannot be written"
 
     async def delete_media(self, media_id: str) -> None:
         await anyio.to_thread.run_sync(self.media.delete, media_id)
@@ -403,11 +403,12 @@ class JobStorage:
         except (StoreFailed, OSError) as exc:
             if not self._failing:
                 log.warning("data folder not written", **trace_of(exc))
-            self._failing.add(place)
-            if isinstance(exc, OSError):
-                raise StoreFailed from exc
+            failed = exc if isinstance(exc, StoreFailed) else StoreFailed()
+            self._failing[place] = failed.why
+            if failed is not exc:
+                raise failed from exc
             raise
-        self._failing.discard(place)
+        self._failing.pop(place, None)
 
     async def _db(self, call: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call, *args)

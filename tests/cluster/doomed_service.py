@@ -17,6 +17,7 @@ async def main(database: str, folder: Path, lease_s: float) -> None:
         SharedPlaces, database_url=database, media_url=f"file://{folder}/shared", lease_s=lease_s
     )
     jobs.serving.shared_places = lambda root, devices: places(devices=len(devices))
+    (folder / "shared").mkdir(exist_ok=True)
     own = folder / "doomed"
     own.mkdir()
     async with jobs.serving.serving(own, photo=jobs.serving.PHOTO, picture=b"", gated=True) as here:

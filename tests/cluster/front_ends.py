@@ -26,6 +26,7 @@ PROGRAM = HERE / "cluster" / "cluster_server.py"
 class FrontEnds:
     def __init__(self, folder: Path, database: str, script: Script, settings: Mapping[str, object]) -> None:
         self._folder = folder
+        (folder / "shared").mkdir(exist_ok=True)
         self._database = database
         self._script = script
         self._settings = settings

@@ -56,7 +56,7 @@ def test_kuberay_gives_the_builder_arguments_that_it_takes():
         (arguments(front_ends=2), "DATABASE_URL"),
         (arguments(min_engines=3, max_engines=2), "min_engines is 3"),
         (arguments({"auth": "keys"}), "api_keys"),
-        (RayArguments(settings={"profile": "tiny"}), "no API keys"),
+        (RayArguments(settings={"profile": "tiny"}), r"^Ray's proxies .* no API keys"),
     ],
 )
 def test_what_does_not_go_together_is_refused_in_words(wrong, words):

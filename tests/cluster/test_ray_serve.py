@@ -160,6 +160,7 @@ def a_full_queue_refuses(server: RayServer) -> None:
 
 
 def test_two_front_ends_over_one_database_are_replaced(tmp_path: Path, database: str, capsys) -> None:
+    (tmp_path / "shared").mkdir()
     shared = {"database_url": database, "media_url": f"file://{tmp_path}/shared"}
     with scripted(tmp_path, shared, front_ends=2) as (server, _):
         one_after_the_other(server, "front", signal.SIGTERM, capsys)

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.release  # a minute
 @pytest.fixture(autouse=True)
 def shared(monkeypatch, database):
     def shared_places(tmp_path, devices):
+        (tmp_path / "shared").mkdir(exist_ok=True)
         return SharedPlaces(
             database_url=database, media_url=f"file://{tmp_path}/shared", devices=len(devices)
         )

@@ -60,6 +60,8 @@ def test_a_server_that_keeps_its_files_elsewhere_does_not_start(database, tmp_pa
         places.open_bodies()
         places.open_store("a").close()
 
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "elsewhere").mkdir()
     start("shared")
     start("shared")
     with pytest.raises(MediaPlaceUnusable, match="place-id is missing"):  # not mounted, perhaps

@@ -23,6 +23,8 @@ COMPLETED, FAILED, QUEUED = JobState.COMPLETED, JobState.FAILED, JobState.QUEUED
 def service(monkeypatch, database, tmp_path):
     """`service("one")` is a server, `service("two")` another."""
 
+    (tmp_path / "shared").mkdir()
+
     def shared_places(folder, devices):
         return SharedPlaces(
             database_url=database,

@@ -147,7 +147,7 @@ async def test_a_photo_that_finds_no_room_waits_on_disk_and_not_in_memory(start)
     with files_up_to(len(photo) // 2):
         tracemalloc.start()
         async with start() as here:
-            await until(lambda: here.service._storage.is_failing)
+            await until(lambda: here.service._storage.failing)
             await asyncio.sleep(0.5)  # it is tried again after two seconds
             held, most = tracemalloc.get_traced_memory()
             tracemalloc.stop()

@@ -133,7 +133,7 @@ async def test_photos_that_find_no_room_wait_for_it_together(start):
         job = await here.submit(photos=[RED, large], num_steps=1)
     with files_up_to(len(large) // 2):
         async with start() as here:
-            await until(lambda: here.service._storage.is_failing)
+            await until(lambda: here.service._storage.failing)
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
             assert (await here.ended(job)).state is JobState.COMPLETED
             assert len(here.script.last_request.id_images) == 2
