@@ -171,6 +171,12 @@ class Settings(BaseSettings):
             "x-allowed": "a list of files, each as path or path:scale, such as film.safetensors:0.8"
         },
     )
+    turbo_threshold: Number | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="turbo: how near a step is to the last full one when it is skipped; 0: none is",
+    )
     fetch_allow: TextList = Field(
         (),
         description="host:port list that pictures may be fetched from although it is not public",
@@ -345,6 +351,19 @@ class Settings(BaseSettings):
     def _scales_are_numbers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for text in value:
             _path_and_scale(text)
+        return value
+
+    @field_validator("turbo_threshold")
+    @classmethod
+    def _only_where_steps_are_skipped(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if value is None or "profile" not in info.data:  # a profile that is not valid is told already
+            return value
+        profile = PROFILES[info.data["profile"] or "exact"]
+        if profile.skip_threshold is None:
+            raise explained(
+                f"turbo_threshold = {value:g} is for the profile turbo: {profile.name} skips no steps. "
+                "Leave turbo_threshold out, or choose the profile turbo."
+            )
         return value
 
     @field_validator("adapters")
