@@ -35,7 +35,7 @@ from pydantic_settings import (
 from pulid.engine import FaceMode
 from pulid.errors import SetupError
 from pulid.profiles import PROFILES
-from server.fields import EXPLAINED, Number, Whole, allowed, explained, rule_of
+from server.fields import EXPLAINED, NotBoolean, Number, Whole, allowed, explained, rule_of
 from weights.manifest import BaseModel, PulidVersion
 
 ENV_PREFIX = "FLUX_PULID_"
@@ -171,10 +171,8 @@ class Settings(BaseSettings):
             "x-allowed": "a list of files, each as path or path:scale, such as film.safetensors:0.8"
         },
     )
-    turbo_threshold: Number | None = Field(
+    turbo_threshold: Annotated[float, Field(ge=0, le=1), NotBoolean] | None = Field(
         None,
-        ge=0,
-        le=1,
         description="turbo: how near a step is to the last full one when it is skipped; 0: none is",
     )
     fetch_allow: TextList = Field(
