@@ -41,7 +41,7 @@ class StepCache:
     def __init__(self, threshold: float) -> None:
         """A step nearer to the last full one than `threshold`, a relative distance, is skipped."""
         self.threshold = threshold
-        self.last: FullStep | None = None
+        self.kept: FullStep | None = None
         self.skipped_in_a_row = 0
         self.skipped = 0  # steps, in all
 
@@ -59,7 +59,7 @@ class Turn:
     @property
     def usable(self) -> FullStep | None:
         """What this step may be near to. None: it is computed whole, whatever its first block says."""
-        last = self.cache.last
+        last = self.cache.kept
         if self.is_last or last is None or last.seen != self.seen:
             return None
         return last if self.cache.skipped_in_a_row < MAX_SKIPPED else None
@@ -92,14 +92,14 @@ def carry_on(
         )
     for turn, own, last, first in zip(turns, places, near, by_first, strict=True):
         if last is None and not turn.is_last:
-            turn.cache.last = FullStep(first, final[own] - image[own], turn.seen)
+            turn.cache.kept = FullStep(first, final[own] - image[own], turn.seen)
     return final
 
 
 def distance(by_first: Tensor, last: Tensor) -> Tensor:
     """Mean absolute difference from the last full step, relative to that step's mean; of the furthest row.
 
-    (rows, tokens, dim) twice -> (), float32. NaN where the last step's are zeros.
+    (rows, tokens, dim) twice -> (), float32. Infinite or NaN where the last step's are zeros.
     """
     apart = (by_first - last).abs_().mean(dim=(1, 2), dtype=torch.float32)
     return (apart / last.abs().mean(dim=(1, 2), dtype=torch.float32)).max()
@@ -134,4 +134,4 @@ def _count(cache: StepCache, *, skips: bool) -> None:
         cache.skipped_in_a_row += 1
     else:
         cache.skipped_in_a_row = 0
-        cache.last = None
+        cache.kept = None

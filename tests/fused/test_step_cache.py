@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -130,7 +131,7 @@ def test_the_distance_is_that_of_the_furthest_row():
 def test_what_is_no_number_is_near_nothing(by_first):
     before = torch.zeros(1, 2, 3)
     cache = StepCache(ALWAYS)
-    cache.last = FullStep(before + 1, before + 5, ())
+    cache.kept = FullStep(before + 1, before + 5, ())
     turn = Turn(cache=cache, rows=1, identity=None, seen=(), is_last=False)
     image = torch.full((1, 2, 3), by_first)
     assert torch.equal(carry_on([turn], before, image, lambda rows, _: before + 7, None), before + 7)
@@ -276,10 +277,10 @@ def test_a_skipped_step_adds_the_residuals_of_the_identity_too(small, form):
         denoise_step(small.flux, [flight], small.studio.rotary(flight))
         return flight
 
-    forgetful = begun(first_only).positive.cache.last.by_others
+    forgetful = begun(first_only).positive.cache.kept.by_others
     flight = begun(residual)
     assert asked == [0, 1, 2]
-    of_identities = flight.positive.cache.last.by_others - forgetful
+    of_identities = flight.positive.cache.kept.by_others - forgetful
     assert of_identities.norm() > 0.5 * sum(added[1:]).norm() > 0.01 * forgetful.norm()
     denoise_step(small.flux, [flight], small.studio.rotary(flight))
     assert asked == [0, 1, 2, 0], "the second step is skipped"
@@ -318,22 +319,28 @@ def test_the_last_step_keeps_nothing(small):
     for step in range(3):
         denoise_step(small.flux, [flight], rotary)
         for branch in (flight.positive, flight.negative):
-            assert (branch.cache.last is None) is (step == 2)
+            assert (branch.cache.kept is None) is (step == 2)
     assert flight.skipped_steps == 2
 
 
 def test_what_a_whole_step_replaces_is_free_while_its_blocks_run(small, monkeypatch):
     flight = with_caches(small.studio.flight("a", num_steps=4), NEVER)
-    held = []
+    kept, alive = [], []
     through = FusedFlux._through_blocks
 
     def told(self, *args, **changes):
-        held.append(flight.positive.cache.last)
+        alive.append(sum(ref() is not None for ref in kept))
         return through(self, *args, **changes)
 
+    def told_of(*tensors):
+        kept[:] = [weakref.ref(tensor) for tensor in tensors[:2]]
+        return FullStep(*tensors)
+
     monkeypatch.setattr(FusedFlux, "_through_blocks", told)
+    monkeypatch.setattr("pulid.flux.step_cache.FullStep", told_of)
     walk(small, flight)
-    assert held == [None] * 4
+    assert len(kept) == 2
+    assert alive == [0] * 4
 
 
 # ---- beside what it is built on ----

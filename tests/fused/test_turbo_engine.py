@@ -93,7 +93,7 @@ def test_whatever_the_branches_decide_the_graphs_of_the_warm_up_serve_it(engine,
 def test_a_request_that_has_ended_leaves_nothing_behind(turbo, end):
     turbo.admit("job", portrait(num_steps=3))
     turbo.step()
-    last = turbo.flight("job").positive.cache.last
+    last = turbo.flight("job").positive.cache.kept
     kept = [weakref.ref(tensor) for tensor in (last.by_first, last.by_others)]
     del last
     if end == "cancelled":
