@@ -92,6 +92,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--profile", action="append", help="of this project's rows; default: the device's without quantising"
     )
+    parser.add_argument("--threshold", type=float, help="of the profile turbo, instead of its own")
     parser.add_argument("--budget", type=float, default=BUDGET_S, help="seconds for this call")
     parser.add_argument("--repeats", type=int, help="instead of each case's own")
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -104,7 +105,10 @@ def arguments() -> argparse.ArgumentParser:
 
 def profiles_of(chosen: argparse.Namespace) -> list[SpeedProfile]:
     own = [name for name, p in PROFILES.items() if p.device == chosen.device and p.linears == "full"]
-    return [PROFILES[name] for name in chosen.profile or own]
+    profiles = [PROFILES[name] for name in chosen.profile or own]
+    if chosen.threshold is None:
+        return profiles
+    return [p if p.skip_threshold is None else replace(p, skip_threshold=chosen.threshold) for p in profiles]
 
 
 def cases_of(part: str, chosen: argparse.Namespace) -> list[Case]:
@@ -181,6 +185,8 @@ class Bench:
 
     def child_command(self) -> list[str]:
         flags = [f"--device={self.chosen.device}", f"--scale={self.chosen.scale}"]
+        if self.chosen.threshold is not None:
+            flags.append(f"--threshold={self.chosen.threshold}")
         return [__file__, "--first-runs", *flags, *(f"--profile={p.name}" for p in profiles_of(self.chosen))]
 
 
@@ -211,6 +217,8 @@ def run_part(part: str, bench: Bench) -> tuple[PartFile, bool]:
     cases = cases_of(part, chosen)
     names = [name for name in row_names(bench.profiles) if any(case.takes(name) for case in cases)]
     setting = {"scale": chosen.scale, "rows": names, "repeats": chosen.repeats}
+    if chosen.threshold is not None:
+        setting["threshold"] = chosen.threshold
     file = PartFile.open(chosen.results, stem_of(part, bench), setting)
     for case in cases:
         if case.name in file.cases:
@@ -261,6 +269,7 @@ def line_of(told: dict[str, Any]) -> str:
     return (
         f"{text}  {told['tflops']:7.1f} TFLOP/s  {told['share_of_matmul_peak_percent']:5.1f} % of peak"
         f"  {told['working_gib'] or 0:5.1f} GiB more  compile {told['compile_s']:5.1f} s"
+        f"  skipped {told.get('skipped_percent', 0.0):4.1f} %"
         f"  graphs later {told['graphs_after_warm_up']}  sdpa {kernels['attention_backend']}"
     )
 

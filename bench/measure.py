@@ -21,7 +21,7 @@ from bench.device import clocks_watched, matmul_peak, memory_watched, wait_for
 from bench.flops import FluxShape
 from bench.kernel_times import profiled
 from bench.random_model import Scale, random_request
-from bench.rows import Loop, Row, graphs_counted, turns
+from bench.rows import Loop, Ours, Row, graphs_counted, turns
 from pulid.engine import GenerationRequest
 
 Tell = Callable[[str], None]
@@ -97,6 +97,7 @@ def measure(case: Case, setup: Setup, tell: Tell) -> dict[str, Any]:
     told = {
         name: {
             **figures(one, work_of(case, setup, rows[name]), peak),
+            **skipped(case, rows[name]),
             f"kernels_of_{PROFILED_STEPS}_steps": looked_into(case, setup, rows[name]),
         }
         for name, one in measured.items()
@@ -113,6 +114,13 @@ def measure(case: Case, setup: Setup, tell: Tell) -> dict[str, Any]:
 
 def work_of(case: Case, setup: Setup, row: Row) -> float:
     return tflop_of(case, has_identity=row.has_identity, divisor=setup.scale.divisor, shape=setup.shape)
+
+
+def skipped(case: Case, row: Row) -> dict[str, float]:
+    """Of the steps of the last run, in per cent, where any were: its time is worth what this share is."""
+    if not isinstance(row, Ours) or not row.skipped_steps:
+        return {}
+    return {"skipped_percent": round(100 * row.skipped_steps / case.forwards(), 1)}
 
 
 def looked_into(case: Case, setup: Setup, row: Row) -> dict[str, Any]:

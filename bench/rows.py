@@ -190,6 +190,11 @@ class Ours:
 
         return run
 
+    @property
+    def skipped_steps(self) -> int:
+        """Of the last loop, those of both branches of true CFG."""
+        return sum(denoised.skipped_steps for denoised in self._denoised)
+
     def pictures(self, packed: Tensor, request: GenerationRequest) -> Sequence[RgbImage]:
         return [image for denoised in self._denoised for image in self.engine.decode(denoised).images]
 

@@ -19,9 +19,10 @@ from pulid.engine import FaceEmbedding, GenerationRequest
 from pulid.flux import sampling
 from pulid.flux.latents import token_grid
 from pulid.flux.modulation import ModulationTable
+from pulid.flux.step_cache import StepCache, Turn
 from pulid.flux.text import TextFeatures
 from pulid.identity.attention import PreparedIdentity
-from pulid.identity.people import PlacedIdentity, seen_together
+from pulid.identity.people import PlacedIdentity, acting, seen_together
 
 
 @dataclass(slots=True, kw_only=True)
@@ -31,6 +32,7 @@ class Branch:
     text: TextFeatures
     people: tuple[PlacedIdentity, ...] = ()
     modulation: ModulationTable | None = None  # of all steps, where the transformer's form takes one
+    cache: StepCache | None = None  # where the profile skips steps
 
 
 @dataclass(slots=True, kw_only=True)
@@ -56,6 +58,12 @@ class Flight:
     @property
     def is_done(self) -> bool:
         return self.step == self.request.num_steps
+
+    @property
+    def skipped_steps(self) -> int:
+        """So far, by the step cache; those of both branches together."""
+        caches = (branch.cache for branch in (self.positive, self.negative) if branch is not None)
+        return sum(cache.skipped for cache in caches if cache is not None)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -99,6 +107,7 @@ class StepInput:
     guidance: Tensor  # (rows,)
     identity: PreparedIdentity | None
     modulation: Tensor | None  # (rows, width)
+    turns: tuple[Turn, ...] | None  # of all runs of rows, where steps may be skipped
 
 
 def step_input(flights: Sequence[Flight]) -> StepInput:
@@ -116,6 +125,7 @@ def step_input(flights: Sequence[Flight]) -> StepInput:
             [(seen_together(branch.people, flight.step), count) for flight, branch, count in runs]
         ),
         modulation=_modulation(runs),
+        turns=_turns(runs),
     )
 
 
@@ -123,6 +133,22 @@ def _modulation(runs: Sequence[tuple[Flight, Branch, int]]) -> Tensor | None:
     """Of the coming step, a row each; None where it is left to the transformer."""
     rows = [branch.modulation.at(flight.step) for flight, branch, _ in runs if branch.modulation is not None]
     return _rows(rows, [count for _, _, count in runs]) if len(rows) == len(runs) else None
+
+
+def _turns(runs: Sequence[tuple[Flight, Branch, int]]) -> tuple[Turn, ...] | None:
+    """None where the profile computes every step whole."""
+    turns = tuple(
+        Turn(
+            cache=branch.cache,
+            rows=count,
+            identity=seen_together(branch.people, flight.step),
+            seen=acting(branch.people, flight.step),
+            is_last=flight.step + 1 == flight.request.num_steps,
+        )
+        for flight, branch, count in runs
+        if branch.cache is not None
+    )
+    return turns or None
 
 
 def _rows(of_runs: list[Tensor], counts: Sequence[int]) -> Tensor:

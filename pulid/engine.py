@@ -155,6 +155,7 @@ class DenoisedRequest:
     seeds: tuple[int, ...]  # one per picture
     timings: Mapping[str, float]  # seconds by stage: face, text, denoise
     reference_faces: tuple[FaceEmbedding | None, ...] = ()  # as in the result
+    skipped_steps: int = 0  # as in the result
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,6 +166,8 @@ class GenerationResult:
     device_memory: int | None = None  # bytes held on the device; None where nobody counts
     # For `Engine.likeness`, if asked for: one for each person, of length 1; None where it is not known.
     reference_faces: tuple[FaceEmbedding | None, ...] = ()
+    # By a profile that skips steps: how many. Under true CFG those of both branches, of twice as many.
+    skipped_steps: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

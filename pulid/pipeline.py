@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,6 +48,7 @@ from pulid.flux.decoder import Decoder
 from pulid.flux.fused import Blocks, FusedFlux
 from pulid.flux.kernels.samples import Draw
 from pulid.flux.preview import LatentPreview
+from pulid.flux.step_cache import MAX_SKIPPED, StepCache
 from pulid.flux.step_graph import CapturedFlux, captured
 from pulid.flux.text import TextFeatures
 from pulid.flux.transformer import IdentityFlux, Rotary
@@ -101,6 +103,7 @@ class PulidFluxEngine:
         self._device = device
         self._dtype = getattr(torch, profile.dtype)
         self._compiles = profile.compiles
+        self._skip_threshold = profile.skip_threshold
         self._form = FORMS[profile.identity_attention]
         self._faces = parts.faces
         self._text = parts.text
@@ -126,6 +129,7 @@ class PulidFluxEngine:
                 "identity_checkpoint": self._identities.checkpoint,
                 **_details(self._flux),
                 **_details(self._forward),
+                **_skipping(profile),
                 "decoder": self._decoder.note,
             },
         )
@@ -212,6 +216,7 @@ class PulidFluxEngine:
             timings=timings,
             device_memory=self._memory(),
             reference_faces=denoised.reference_faces,
+            skipped_steps=denoised.skipped_steps,
         )
 
     def watch(self, job_id: str, on: bool) -> None:
@@ -309,6 +314,8 @@ class PulidFluxEngine:
                 branch.modulation = self._flux.modulation_table(
                     times[:-1], request.guidance, branch.text.pooled
                 )
+                if self._skip_threshold:
+                    branch.cache = StepCache(self._skip_threshold)
         return Flight(
             job_id=job_id,
             request=request,
@@ -419,6 +426,7 @@ class PulidFluxEngine:
             seeds=flight.seeds,
             timings=flight.timings,
             reference_faces=flight.reference_faces,
+            skipped_steps=flight.skipped_steps,
         )
 
     def _memory(self) -> int | None:
@@ -439,7 +447,7 @@ def denoise_step(
 ) -> None:
     """Advance flights of one shape by one step, in one forward pass."""
     rows = step_input(group)
-    table = {} if rows.modulation is None else {"modulation_rows": rows.modulation}
+    of_fused: dict[str, Any] = {"modulation_rows": rows.modulation, "turns": rows.turns}
     velocity = flux(
         rows.latents,
         text=rows.text,
@@ -448,7 +456,7 @@ def denoise_step(
         guidance=rows.guidance,
         rotary=rotary,
         identity=rows.identity,
-        **table,
+        **{name: given for name, given in of_fused.items() if given is not None},
     )
     counts = [len(flight.seeds) * len(flight.branches()) for flight in group]
     for flight, own_rows in zip(group, velocity.split(counts), strict=True):
@@ -459,6 +467,13 @@ def _details(flux: IdentityFlux | FusedFlux | CapturedFlux) -> dict[str, str]:
     if isinstance(flux, CapturedFlux):
         return {"captures": flux.form}
     return flux.described() if isinstance(flux, FusedFlux) else {}
+
+
+def _skipping(profile: SpeedProfile) -> dict[str, str]:
+    if profile.skip_threshold is None:
+        return {}
+    how = f"threshold {profile.skip_threshold:g}, at most {MAX_SKIPPED} steps in a row"
+    return {"step_cache": how if profile.skip_threshold else "off"}
 
 
 def _reference_faces(given: Conditioning) -> tuple[FaceEmbedding | None, ...]:

@@ -30,6 +30,9 @@ class SpeedProfile:
     compiles: bool = False  # the fused form's blocks, by torch's compiler, while the engine warms up
     decoder_form: DecoderForm = "plain"  # see pulid/flux/decoder.py
     captures: bool = False  # the forward of a step is recorded for each shape; pulid/flux/step_graph.py
+    # A step nearer to the last full one, relatively, runs the first block only; 0: none is skipped; None:
+    # the profile has no such thing. See pulid/flux/step_cache.py.
+    skip_threshold: float | None = None
     # May rows of different requests share a denoising step? Then a picture's last bits depend on
     # its neighbours, so `exact` and `tiny` never do it.
     shares_steps: bool = False
@@ -40,6 +43,13 @@ class SpeedProfile:
             raise ValueError(f"The profile {self.name!r} compiles, so its transformer_form must be fused.")
         if self.linears == "fp8" and self.transformer_form != "fused":
             raise ValueError(f"The profile {self.name!r} is in fp8, so its transformer_form must be fused.")
+        if self.skip_threshold is not None and (
+            self.transformer_form != "fused" or self.captures or self.shares_steps or self.skip_threshold < 0
+        ):
+            raise ValueError(
+                f"The profile {self.name!r} skips steps, so its transformer_form must be fused, its steps"
+                " neither captured nor shared, and its skip_threshold not negative."
+            )
 
 
 PROFILES = {
@@ -61,6 +71,17 @@ PROFILES = {
             device_memory=36 * 10**9,
             transformer_form="fused",
             linears="fp8",
+        ),
+        SpeedProfile(
+            name="turbo",
+            device="cuda",
+            dtype="bfloat16",
+            promise="fp8, and steps that would change little are skipped; an error larger than that of fp8",
+            # As fp8, and two tensors for each row: at most 0.9 GB, for four of the largest pictures, guided.
+            device_memory=37 * 10**9,
+            transformer_form="fused",
+            linears="fp8",
+            skip_threshold=0.1,
         ),
         SpeedProfile(
             name="tiny",

@@ -220,6 +220,7 @@ def engine_factory(
         face_mode=settings.face_mode,
         choice=choice_of(settings),
         loras=settings.loras,
+        turbo_threshold=settings.turbo_threshold,
         compile_cache=settings.data_dir / "compile-cache" if keeps_compiled_code else None,
         progress=None if say is None else LoadingReport(say),
     )

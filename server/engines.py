@@ -39,17 +39,21 @@ def create_engine(
     face_mode: FaceMode,
     choice: Choice = Choice(),  # noqa: B008 - frozen
     loras: Loras = (),
+    turbo_threshold: float | None = None,
     compile_cache: Path | None = None,
     progress: Callable[[str, LoadProgress], None] | None = None,
 ) -> Engine:
     """Load an engine; takes seconds (tiny) to minutes. Call it in the process that will drive it.
 
     `device` is one of `devices_for`; `profile` None means exact. The files are looked at before the
-    device is touched; `progress` hears on which device and how far the loading is. What compilers make
+    device is touched; `progress` hears on which device and how far the loading is. `turbo_threshold`, for
+    the profile turbo only, takes the place of its own. What compilers make
     goes to `compile_cache`, unless the environment names another folder. Raises UnknownProfile,
     SettingsError, DeviceUnavailable or WeightsMissing.
     """
     chosen = profile_or_exact(profile)
+    if turbo_threshold is not None:
+        chosen = replace(chosen, skip_threshold=turbo_threshold)
     require_loras(chosen, loras)
     if chosen.name == "tiny":
         from pulid.tiny import tiny_engine

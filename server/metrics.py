@@ -98,6 +98,12 @@ class JobMetrics:
         self._painted = Counter(
             "flux_pulid_device_jobs", "Jobs whose pictures a device has made.", ["device"], registry=registry
         )
+        self._skipped = Counter(
+            "flux_pulid_device_skipped_steps",
+            "Denoising steps that a device has skipped; those of both branches of true CFG.",
+            ["device"],
+            registry=registry,
+        )
         self._restarts = Counter(
             "flux_pulid_device_restarts",
             "Engines that were loaded again on a device, after the end of its worker.",
@@ -159,14 +165,15 @@ class JobMetrics:
 
     def device_known(self, device: str) -> None:
         """The server has this device: its series begin at 0."""
-        for metric in (self._steps, self._painted, self._restarts, self._out_of_service):
+        for metric in (self._steps, self._painted, self._skipped, self._restarts, self._out_of_service):
             metric.labels(device)
 
     def device_stepped(self, device: str, seconds: float) -> None:
         self._steps.labels(device).observe(seconds)
 
-    def device_painted(self, device: str) -> None:
+    def device_painted(self, device: str, *, skipped_steps: int) -> None:
         self._painted.labels(device).inc()
+        self._skipped.labels(device).inc(skipped_steps)
 
     def device_restarted(self, device: str) -> None:
         self._restarts.labels(device).inc()

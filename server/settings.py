@@ -35,7 +35,7 @@ from pydantic_settings import (
 from pulid.engine import FaceMode
 from pulid.errors import SetupError
 from pulid.profiles import PROFILES
-from server.fields import EXPLAINED, Number, Whole, allowed, explained, rule_of
+from server.fields import EXPLAINED, NotBoolean, Number, Whole, allowed, explained, rule_of
 from weights.manifest import BaseModel, PulidVersion
 
 ENV_PREFIX = "FLUX_PULID_"
@@ -170,6 +170,10 @@ class Settings(BaseSettings):
         json_schema_extra={
             "x-allowed": "a list of files, each as path or path:scale, such as film.safetensors:0.8"
         },
+    )
+    turbo_threshold: Annotated[float, Field(ge=0, le=1), NotBoolean] | None = Field(
+        None,
+        description="turbo: how near a step is to the last full one when it is skipped; 0: none is",
     )
     fetch_allow: TextList = Field(
         (),
@@ -345,6 +349,19 @@ class Settings(BaseSettings):
     def _scales_are_numbers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for text in value:
             _path_and_scale(text)
+        return value
+
+    @field_validator("turbo_threshold")
+    @classmethod
+    def _only_where_steps_are_skipped(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if value is None or "profile" not in info.data:  # a profile that is not valid is told already
+            return value
+        profile = PROFILES[info.data["profile"] or "exact"]
+        if profile.skip_threshold is None:
+            raise explained(
+                f"turbo_threshold = {value:g} is for the profile turbo: {profile.name} skips no steps. "
+                "Leave turbo_threshold out, or choose the profile turbo."
+            )
         return value
 
     @field_validator("adapters")

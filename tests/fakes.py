@@ -12,6 +12,7 @@ engine does with a request stands in the request's prompt:
     "held while decoding"                  until the test lets it (needs a Script)
     "no face", "several faces", "a foreign identity"
     "alike 0.7 none"                       who asks hears that of two people; unsaid: 0.5, of one
+    "skips 3 steps"                        says that it has skipped so many
     "raise over the likeness"              or another order of the third line
 
 What it finds in a photo stands in the photo's first pixel: see `photo_of`.
@@ -77,6 +78,7 @@ _ORDER = re.compile(
     r"(?: (?P<when>at admission|at step (?P<step>\d+)|while preparing|while decoding|over the likeness))?\b"
 )
 _ALIKE = re.compile(r"\balike(?P<people>(?: [\d.]+| none)+)")
+_SKIPS = re.compile(r"\bskips (\d+) steps\b")
 _SLOW = re.compile(r"\bslow (?P<s>[\d.]+) s (?P<when>per step|while preparing)\b")
 
 
@@ -149,7 +151,9 @@ class ScriptedEngine:
         self._obey(denoised.request.prompt, "while decoding")
         if "held while decoding" in denoised.request.prompt:
             self._script.take_decoding()
-        return paint(replace(denoised.request, id_images=denoised.latents))
+        skipped = _SKIPS.search(denoised.request.prompt)
+        result = paint(replace(denoised.request, id_images=denoised.latents))
+        return replace(result, skipped_steps=int(skipped[1]) if skipped else 0)
 
     def watch(self, job_id: str, on: bool) -> None:
         self.threads.add(threading.get_ident())

@@ -78,7 +78,7 @@ class Checkpoint:
     files: tuple[WeightFile, ...]
     licence: Licence
     table: str | None = None  # of weights/tables: its keys and shapes; None where it has none
-    profiles: tuple[str, ...] = ("exact", "fp8")
+    profiles: tuple[str, ...] = ("exact", "fp8", "turbo")
     is_default: bool = True  # of its role and variant: what is fetched; others are used where they are
 
     @property
@@ -192,7 +192,7 @@ MANIFEST = (
         ),
         licence=FLUX_DEV,
         table="flux-transformer-bfl",
-        profiles=("fp8",),  # never where arithmetic must be exact
+        profiles=("fp8", "turbo"),  # never where arithmetic must be exact
         is_default=False,
     ),
     Checkpoint(

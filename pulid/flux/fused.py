@@ -17,6 +17,7 @@ import pulid.torchvision_guard  # noqa: F401
 # isort: split
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -30,6 +31,7 @@ from pulid.flux.kernels.choice import Kernels, choose, in_fp8
 from pulid.flux.kernels.plain import Rows
 from pulid.flux.modulation import ModulationTable, modulation, modulation_linears, modulation_table
 from pulid.flux.packing import DoubleWeights, SingleWeights, StreamWeights, double_weights, single_weights
+from pulid.flux.step_cache import Turn, carry_on
 from pulid.flux.transformer import (
     DOUBLE_INTERVAL,
     SINGLE_INTERVAL,
@@ -133,47 +135,84 @@ class FusedFlux:
         rotary: Rotary,
         identity: IdentityResidual | None = None,
         modulation_rows: Tensor | None = None,  # (batch, width) of a table; None: made from the above
+        turns: Sequence[Turn] | None = None,  # whose rows these are, where steps may be skipped; None: never
     ) -> Tensor:  # (batch, image tokens, 64)
         if modulation_rows is None:
             modulation_rows = modulation(self.transformer, timestep, guidance, pooled)
-        modulations = iter(modulation_rows.split(self._widths, dim=-1))
         # Triton launches on the current device.
         with torch.cuda.device_of(latents), cudnn_first(latents.device):
-            image = self._through_blocks(
+            through = self._through_blocks if turns is None else partial(self._skipping_blocks, turns)
+            image = through(
                 self.transformer.context_embedder(text),
                 self.transformer.x_embedder(latents),
-                modulations,
+                modulation_rows,
                 rotary,
                 identity,
             )
-            scale, shift = next(modulations).chunk(2, dim=-1)
+            scale, shift = modulation_rows[:, -self._widths[-1] :].chunk(2, dim=-1)
             return self.transformer.proj_out(self.kernels.modulate(image, scale, shift))
 
     def _through_blocks(
         self,
         text: Tensor,
         image: Tensor,
-        modulations: Iterator[Tensor],
+        modulation_rows: Tensor,
         rotary: Rotary,
         identity: IdentityResidual | None,
+        first: int = 0,
     ) -> Tensor:
-        """The image tokens after the last block; takes the blocks' modulations, in order."""
-        added = 0  # identity attentions; counts on from the double to the single blocks
-        for number, double in enumerate(self._doubles):
-            text, image = self.blocks.double(
-                self._block_kernels, double, text, image, next(modulations), next(modulations), *rotary
-            )
-            if identity is not None and number % DOUBLE_INTERVAL == 0:
-                self._add_identity(added, image, identity)
-                added += 1
+        """The image tokens after the last block; from the double block `first` on."""
+        modulations = modulation_rows.split(self._widths, dim=-1)
+        for number in range(first, len(self._doubles)):
+            text, image = self._double(number, text, image, modulations, rotary, identity)
         length = text.shape[1]
         joint = torch.cat((text, image), dim=1)
+        added = attention_count(len(self._doubles), 0)  # identity attentions, by the double blocks
         for number, single in enumerate(self._singles):
-            joint = self.blocks.single(self._block_kernels, single, joint, next(modulations), *rotary)
+            own = modulations[2 * len(self._doubles) + number]
+            joint = self.blocks.single(self._block_kernels, single, joint, own, *rotary)
             if identity is not None and number % SINGLE_INTERVAL == 0:
                 self._add_identity(added, joint[:, length:], identity)
                 added += 1
         return joint[:, length:]
+
+    def _skipping_blocks(
+        self,
+        turns: Sequence[Turn],
+        text: Tensor,
+        before: Tensor,
+        modulation_rows: Tensor,
+        rotary: Rotary,
+        identity: IdentityResidual | None,
+    ) -> Tensor:
+        """As `_through_blocks`; what is behind the first block only where it is needed."""
+        modulations = modulation_rows.split(self._widths, dim=-1)
+        text, image = self._double(0, text, before, modulations, rotary, identity)
+
+        def others(rows: slice, identity: IdentityResidual | None) -> Tensor:
+            return self._through_blocks(
+                text[rows], image[rows], modulation_rows[rows], rotary, identity, first=1
+            )
+
+        return carry_on(turns, before, image, others, identity)
+
+    def _double(
+        self,
+        number: int,
+        text: Tensor,
+        image: Tensor,
+        modulations: Sequence[Tensor],
+        rotary: Rotary,
+        identity: IdentityResidual | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Text and image after this double block, and after the identity behind it."""
+        of_text, of_image = modulations[2 * number : 2 * number + 2]
+        text, image = self.blocks.double(
+            self._block_kernels, self._doubles[number], text, image, of_text, of_image, *rotary
+        )
+        if identity is not None and number % DOUBLE_INTERVAL == 0:
+            self._add_identity(number // DOUBLE_INTERVAL, image, identity)
+        return text, image
 
     def _add_identity(self, index: int, image: Tensor, identity: IdentityResidual) -> None:
         """In place."""

@@ -114,9 +114,14 @@ class GroupIdentity:
         )
 
 
+def acting(people: Sequence[PlacedIdentity], step: int) -> tuple[PlacedIdentity, ...]:
+    """Who adds something to the picture in a step."""
+    return tuple(person for person in people if step in person.steps)
+
+
 def seen_together(people: Sequence[PlacedIdentity], step: int) -> PreparedIdentity | None:
     """What the block loop gets in a step: nothing, one person as they are, or a sum."""
-    seen = tuple(person for person in people if step in person.steps)
+    seen = acting(people, step)
     if not seen:
         return None
     if len(seen) == 1 and seen[0].region is None:

@@ -174,7 +174,7 @@ def check_card(profile: SpeedProfile, card: Card, free: int | None) -> Finding:
         return fault(check, problem)
     fitting = ", ".join(p.name for p in PROFILES.values() if fits(p, card))
     if card.memory < profile.device_memory:
-        smaller = f"--profile {fitting} fits" if fitting else "No profile for smaller cards exists yet"
+        smaller = f"What fits: {fitting}" if fitting else "No profile for smaller cards exists yet"
         return fault(
             check,
             f"{what}: {profile.name} needs {gigabytes(profile.device_memory)}. Choose cards with more with "

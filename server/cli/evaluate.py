@@ -66,14 +66,16 @@ def evaluate(
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Paint more than 200 pictures.")] = False,
     config: Annotated[Path | None, typer.Option("--config", help="TOML file with settings.")] = None,
-    profile: Annotated[str | None, typer.Option("--profile", help="As for serve: exact or tiny.")] = None,
+    profile: Annotated[str | None, typer.Option("--profile", help="As for serve.")] = None,
     devices: Annotated[str | None, typer.Option("--devices", help="As for serve; the first is used.")] = None,
     weights_dir: Annotated[str | None, typer.Option("--weights-dir", help="As for serve.")] = None,
     face_mode: Annotated[str | None, typer.Option("--face-mode", help="As for serve.")] = None,
+    turbo_threshold: Annotated[str | None, typer.Option("--turbo-threshold", help="As for serve.")] = None,
     **given: str | None,
 ) -> None:
     """Paint every face with every prompt, and report how alike the pictures are."""
     flags = {"profile": profile, "devices": devices, "weights_dir": weights_dir, "face_mode": face_mode}
+    flags["turbo_threshold"] = turbo_threshold
     with clean_exit():
         settings = load_settings(flags=used(flags), config=config).settings
         plan = make_plan(
@@ -98,12 +100,15 @@ def evaluate(
 
 def about_of(settings: Settings) -> About:
     profile = profile_or_exact(settings.profile)
-    chosen = {
+    chosen: dict[str, Any] = {
         "base_model": settings.base_model,
         "pulid_version": settings.pulid_version,
         "face_mode": settings.face_mode,
         "lora": [f"{path}:{strength:g}" for path, strength in settings.loras],
     }
+    if profile.skip_threshold is not None:
+        own = settings.turbo_threshold
+        chosen["turbo_threshold"] = profile.skip_threshold if own is None else own
     # The tiny profile has weights of its own.
     decisive = {"face_mode": settings.face_mode} if profile.name == "tiny" else chosen
     return About(server.__version__, profile.name, profile.notice, decisive)

@@ -54,14 +54,16 @@ def generate(
         Path | None, typer.Option("--identity", help="Identity file of the person, instead of --face.")
     ] = None,
     config: Annotated[Path | None, typer.Option("--config", help="TOML file with settings.")] = None,
-    profile: Annotated[str | None, typer.Option("--profile", help="As for serve: exact or tiny.")] = None,
+    profile: Annotated[str | None, typer.Option("--profile", help="As for serve.")] = None,
     devices: Annotated[str | None, typer.Option("--devices", help="As for serve.")] = None,
     weights_dir: Annotated[str | None, typer.Option("--weights-dir", help="As for serve.")] = None,
     face_mode: Annotated[str | None, typer.Option("--face-mode", help="As for serve.")] = None,
+    turbo_threshold: Annotated[str | None, typer.Option("--turbo-threshold", help="As for serve.")] = None,
     **given: str | None,
 ) -> None:
     """Paint portraits of the person in a photo, without a server."""
     flags = {"profile": profile, "devices": devices, "weights_dir": weights_dir, "face_mode": face_mode}
+    flags["turbo_threshold"] = turbo_threshold
     with clean_exit():
         settings = load_settings(flags=used(flags), config=config).settings
         values = {**source_of(face or [], identity), "prompt": prompt, **used(given)}
@@ -145,6 +147,8 @@ def paint(
     for path, file, seed, alike in zip(paths_of(out, len(files)), files, result.seeds, likeness, strict=True):
         write(path, file.data)
         typer.echo(f"Wrote {path} ({file.width}x{file.height}, seed {seed}{alike}).")
+    if result.skipped_steps:
+        typer.echo(f"Steps that were skipped: {result.skipped_steps}; the profile's threshold decides.")
     if notice:
         typer.echo(f"Note: {notice}")
 

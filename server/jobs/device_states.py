@@ -71,5 +71,5 @@ class DeviceStates:
                 if (since := self._stepping_since.get(device)) is not None:
                     self._metrics.device_stepped(device, now - since)
                 self._stepping_since[device] = now
-            case Finished():
-                self._metrics.device_painted(device)
+            case Finished(skipped_steps=skipped_steps):
+                self._metrics.device_painted(device, skipped_steps=skipped_steps)

@@ -134,6 +134,7 @@ class Finished:
     timings: Mapping[str, float]  # seconds: face, text, denoise, decode, encode
     device_memory: int | None = None  # bytes held on the device
     similarities: Similarities = ()
+    skipped_steps: int = 0  # by the profile; those of both branches of true CFG
 
 
 @dataclass(frozen=True, slots=True)

@@ -500,7 +500,7 @@ class JobRunner:
                 job.stepped(step, num_steps, preview, now=time.monotonic())
                 if step == num_steps:
                     self._dispatcher.denoised(job)
-            case Finished(_, _, files, timings, device_memory, similarities):
+            case Finished(_, _, files, timings, device_memory, similarities, _):
                 self._measure(timings, "denoise", "decode", "encode")
                 if device_memory is not None:
                     self._metrics.device_memory(device, device_memory)

@@ -432,7 +432,17 @@ class Worker:
         timings = {**result.timings, "encode": time.perf_counter() - started}
         similarities = self._similarities(job, result) if job.order.request.measures_similarity else ()
         self._forget(job)
-        self._send(Finished(job.id, job.order.media_id, files, timings, result.device_memory, similarities))
+        self._send(
+            Finished(
+                job.id,
+                job.order.media_id,
+                files,
+                timings,
+                result.device_memory,
+                similarities,
+                result.skipped_steps,
+            )
+        )
 
     def _similarities(self, job: _Job, result: GenerationResult) -> Similarities:
         """Of each picture. The pictures are on disk: whatever happens here, their job has not failed."""

@@ -160,6 +160,14 @@ def test_generate_tells_the_likeness_where_it_is_asked_for(engine, out):
         assert f"Wrote {path} (256x256, seed {seed}, likeness {alike:.4f};none)." in done.stdout
 
 
+def test_generate_tells_how_many_steps_were_skipped(engine, out):
+    flags = ("--profile", "turbo", "--turbo-threshold", "0.2")
+    done = run("generate", "--face", FACE, "--prompt", "skips 3 steps", "--out", out, *SMALL, *flags)
+    assert done.exit_code == 0, done.output
+    assert "Steps that were skipped: 3; the profile's threshold decides.\n" in done.stdout
+    assert "skipped" not in run("generate", "--face", FACE, "--prompt", "x", "--out", out, *SMALL).stdout
+
+
 def test_several_pictures_get_numbered_files(engine, out):
     done = generate(out, "--num-outputs", "3", "--seed", "20")
     assert done.exit_code == 0, done.output

@@ -73,7 +73,7 @@ def test_an_empty_environment_variable_counts_as_not_set(monkeypatch):
         ("fetch_timeout_s", "nan", "a number above 0 and at most 300"),
         ("max_queued_jobs", "1.5", "a whole number from 1 to 10000"),
         ("v1_timeout_s", "inf", "a number above 0 and at most 86400"),
-        ("profile", "fast", "one of exact, fp8, tiny"),
+        ("profile", "fast", "one of exact, fp8, turbo, tiny"),
         ("devices", "gpu", "all, cpu, cpu,cpu and so on, or numbers of GPUs such as 0,1"),
         ("devices", "all,cpu", "all, cpu, cpu,cpu and so on, or numbers of GPUs such as 0,1"),
         ("devices", "cpu,0", "all, cpu, cpu,cpu and so on, or numbers of GPUs such as 0,1"),
@@ -96,6 +96,8 @@ def test_an_empty_environment_variable_counts_as_not_set(monkeypatch):
         ("fetch_allow", "http://a:80", "a list of host:port, such as photos.internal:8080"),
         ("base_model", "flux1-schnell", "one of flux1-dev, flux1-krea-dev"),
         ("pulid_version", "0.9.1", "one of v0.9.1, v0.9.0"),
+        ("turbo_threshold", "1.5", "a number from 0 to 1"),
+        ("turbo_threshold", "-0.1", "a number from 0 to 1"),
         ("lora", "a.safetensors:strong", LORA_FORM),
         ("lora", "a.safetensors:nan", LORA_FORM),
         ("lora", "a.safetensors:", LORA_FORM),
@@ -250,6 +252,30 @@ def test_the_public_url_has_no_slash_at_its_end():
 def test_proxies_are_addresses_and_networks():
     proxies = Settings(trusted_proxies="127.0.0.1, 10.0.0.0/8, fd00::/8").trusted_proxies
     assert [str(proxy) for proxy in proxies] == ["127.0.0.1/32", "10.0.0.0/8", "fd00::/8"]
+
+
+@pytest.mark.parametrize("profile", [None, "exact", "fp8", "tiny"])
+def test_a_threshold_is_refused_where_no_steps_are_skipped(monkeypatch, config, profile):
+    named = {} if profile is None else {"profile": profile}
+    said = (
+        f"turbo_threshold = 0.2 is for the profile turbo: {profile or 'exact'} skips no steps. "
+        "Leave turbo_threshold out, or choose the profile turbo."
+    )
+    assert message(flags={"turbo_threshold": "0.2", **named}) == said
+    assert message(flags=named, config=config("turbo_threshold = 0.2")) == said
+    monkeypatch.setenv("FLUX_PULID_TURBO_THRESHOLD", "0.2")
+    assert message(flags=named) == said
+
+
+@pytest.mark.parametrize("threshold", [0, 0.05, 1])
+def test_a_threshold_is_taken_by_turbo(config, threshold):
+    path = config(f'profile = "turbo"\nturbo_threshold = {threshold}')
+    assert load_settings(config=path).settings.turbo_threshold == threshold
+    assert load_settings(flags={"profile": "turbo"}).settings.turbo_threshold is None
+
+
+def test_beside_an_unknown_profile_a_threshold_says_nothing_more():
+    assert len(message(flags={"profile": "fast", "turbo_threshold": "0.2"}).splitlines()) == 1
 
 
 SECRET = "SG_zebra-in-a-tutu"

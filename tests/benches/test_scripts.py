@@ -77,6 +77,36 @@ def test_the_errors_of_lossy_profiles_are_emulated_where_there_is_no_card(run, m
     told = line["cases"]["512x512"]["fp8"]
     assert 1e-3 < told["relative_latent_error"] < 0.2
     assert 20 < told["psnr_db"] < 60
+    assert told["skipped_percent"] == 0
+
+
+def test_the_error_of_skipping_is_told_by_threshold_beside_the_share_of_what_was_skipped(run, monkeypatch):
+    monkeypatch.setattr(profile_errors, "CASES", (Case(width=512, height=512, repeats=1),))
+    flags = (*TINY[:2], "--steps=5", "--threshold=0", "--threshold=9")
+    _, line, _ = run(profile_errors, *flags)
+    told = line["cases"]["512x512"]
+    assert list(told) == ["fp8", "turbo", "turbo-0", "turbo-9"]
+    assert told["turbo-0"] == told["fp8"]
+    assert told["turbo-9"]["skipped_percent"] == 60
+    assert told["turbo-9"]["psnr_db"] < told["fp8"]["psnr_db"]
+
+
+@pytest.mark.release
+def test_turbo_is_a_row_beside_the_others_with_the_share_of_what_it_skips(run, tmp_path):
+    profiles = [f"--profile={name}" for name in ("exact", "fp8", "turbo")]
+    assert run(denoise, *TINY, "--part=cfg", "--repeats=1", "--threshold=9", *profiles)[0] == 0
+    file = json.loads(next(tmp_path.glob("denoise-tiny-cfg-cpu-*.json")).read_text())
+    [case] = file["cases"].values()
+    rows = case["rows"]
+    assert list(rows) == ["reference", "peer", "ours-exact", "ours-fp8", "ours-turbo"]
+    assert [rows[f"ours-{name}"].get("skipped_percent") for name in ("exact", "fp8", "turbo")] == [
+        None,
+        None,
+        33.3,
+    ]
+    apart = case["apart_from_reference"]
+    assert apart["ours-exact"] < apart["ours-fp8"] < apart["ours-turbo"]
+    assert "reference/ours-turbo" in case["ratios"]
 
 
 def test_what_does_not_fit_into_the_budget_is_not_begun(run, tmp_path):

@@ -1,9 +1,13 @@
 """What people hear while an engine is loaded."""
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from pulid.engine import LoadProgress
+from pulid.profiles import PROFILES
 from server.app import engine_factory
 from server.cli.generate import show_loading
 from server.loading import EVERY_S, LoadingReport
@@ -86,6 +90,17 @@ def test_an_engine_tells_it_with_its_device_and_is_made_of_what_the_settings_cho
         "loras": ((Path("a.safetensors"), 0.5),),
         "face_mode": "reference",
     }
+
+
+@pytest.mark.parametrize(
+    ("given", "used"), [({}, 0.1), ({"turbo_threshold": 0.3}, 0.3), ({"turbo_threshold": 0}, 0)]
+)
+def test_turbo_is_loaded_with_the_threshold_of_the_settings_or_its_own(monkeypatch, tmp_path, given, used):
+    loaded = []
+    monkeypatch.setattr("pulid.load.load_engine", lambda profile, *rest, **options: loaded.append(profile))
+    monkeypatch.setattr("server.engines.require_checkpoints", lambda checkpoints, home: None)
+    engine_factory(Settings(profile="turbo", weights_dir=tmp_path, **given))("cuda:0")
+    assert loaded == [replace(PROFILES["turbo"], skip_threshold=used)]
 
 
 def test_the_factory_of_the_server_travels_to_a_worker_which_says_it_in_its_own_way():

@@ -12,6 +12,9 @@ import time
 
 import pytest
 
+from server.cli.evaluate import about_of
+from server.settings import Settings
+
 SMALL = ["--width", "256", "--height", "256", "--num-steps", "2"]
 GRID = ["--grid", "id_weight=0.5,1", "--seeds", "1,2"]  # with two faces and two prompts: 16 pictures
 CELLS = 16
@@ -168,6 +171,14 @@ def test_another_evaluation_in_the_same_folder_is_refused(run, engine, report, f
     assert "another folder with --out" in done.stderr
     assert "Loading" not in done.stderr
     assert (contents(report), rows_of(report)) == before
+
+
+@pytest.mark.parametrize(
+    ("given", "threshold"), [({}, 0.1), ({"turbo_threshold": 0.0}, 0.0), ({"turbo_threshold": 0.3}, 0.3)]
+)
+def test_pictures_of_turbo_are_of_its_threshold_and_others_have_none(given, threshold):
+    assert about_of(Settings(profile="turbo", **given)).settings["turbo_threshold"] == threshold
+    assert "turbo_threshold" not in about_of(Settings(profile="fp8")).settings
 
 
 def test_other_photos_prompts_or_seeds_are_another_evaluation(evaluate, engine, faces, prompts):

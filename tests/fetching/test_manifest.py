@@ -101,7 +101,7 @@ def test_the_sizes_are_those_of_the_tensors_and_a_header(name, bytes_each):
 
 
 @pytest.mark.parametrize("choice", CHOICES, ids=str)
-@pytest.mark.parametrize("profile", ["exact", "fp8"])
+@pytest.mark.parametrize("profile", ["exact", "fp8", "turbo"])
 def test_a_fetch_brings_one_layout_of_every_role(choice, profile):
     assert sorted(checkpoint.role for checkpoint in needed(choice, profile)) == sorted(ROLES)
 

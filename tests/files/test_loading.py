@@ -185,6 +185,12 @@ def test_a_transformer_quantised_while_loading_paints_what_its_quantised_copy_pa
     assert within_one_level(picture(while_loading), picture(before))
 
 
+def test_turbo_reads_what_fp8_reads_and_says_what_it_skips(quantised):
+    engine = load(quantised, dataclasses.replace(PROFILES["turbo"], dtype="float32"))
+    assert engine.info.details["linears"] == "fp8"
+    assert engine.info.details["step_cache"] == "threshold 0.1, at most 3 steps in a row"
+
+
 def test_in_fp8_scales_stay_in_float32_where_the_rest_is_bfloat16(quantised):
     state = load(quantised, PROFILES["fp8"]).parts.networks.transformer.state_dict()
     kinds = {name.rpartition(".")[2]: set() for name in state}

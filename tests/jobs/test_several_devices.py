@@ -107,13 +107,14 @@ async def test_a_device_whose_engine_cannot_be_loaded_leaves_the_others_serving(
     async with start(devices=("a", "b"), load_error=error, fails_on=("b",)) as here:
         await until(lambda: "b" in here.service.out_of_service)
         assert here.service.not_ready_reason is None
-        records = [await here.run(f"job {number}") for number in range(3)]
+        records = [await here.run(f"job {number} skips {number} steps") for number in range(3)]
         assert {record.state for record in records} == {JobState.COMPLETED}
         assert here.lost == []
         assert str(here.service.out_of_service["b"]) == "no such card"
         assert series(here, "flux_pulid_device_out_of_service", "a") == 0
         assert series(here, "flux_pulid_device_out_of_service", "b") == 1
         assert series(here, "flux_pulid_device_jobs_total", "a") == 3
+        assert series(here, "flux_pulid_device_skipped_steps_total", "a") == 3
         assert series(here, "flux_pulid_device_step_seconds_count", "a") == 6
 
 
