@@ -144,6 +144,7 @@ class StoreFailed(PulidError):
     """The data folder or its database did not take a write; nothing has changed. It may the next time."""
 
     code = "storage_failed"
+
     def __init__(self, why: str = "its data folder cannot be written") -> None:
         super().__init__(f"The server cannot store the request now: {why}. Try again later.")
         self.why = why
