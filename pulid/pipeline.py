@@ -48,6 +48,7 @@ from pulid.flux.fused import Blocks, FusedFlux
 from pulid.flux.kernels.samples import Draw
 from pulid.flux.preview import LatentPreview
 from pulid.flux.step_graph import CapturedFlux, captured
+from pulid.flux.streaming import Slots
 from pulid.flux.text import TextFeatures
 from pulid.flux.transformer import IdentityFlux, Rotary
 from pulid.identity.attention import FORMS, IdentityAttention, PreparedIdentity, ReferenceIdentity
@@ -105,6 +106,13 @@ class PulidFluxEngine:
         self._faces = parts.faces
         self._text = parts.text
         self._flux = fused.FORMS[profile.transformer_form](parts.networks.transformer)
+        if parts.streams is not None and isinstance(self._flux, FusedFlux):
+            self._flux.stream(
+                Slots(parts.streams.slot, device),
+                doubles=parts.streams.doubles,
+                singles=parts.streams.singles,
+                modulation=parts.streams.modulation,
+            )
         self._forward = captured(self._flux, device) if profile.captures else self._flux
         self._autoencoder = parts.networks.autoencoder
         self._attentions: list[IdentityAttention] = list(parts.networks.identity_attentions)  # type: ignore[arg-type]
@@ -114,7 +122,9 @@ class PulidFluxEngine:
         self._reading = threading.Lock()  # detectors and tokenizers serve one thread at a time
         self._identities = IdentityReader(self._faces, self._encoder, self._reading)
         self._preview = LatentPreview(self._autoencoder)
-        self._decoder = Decoder(self._autoencoder, self._dtype, profile.decoder_form)
+        self._decoder = Decoder(
+            self._autoencoder, self._dtype, profile.decoder_form, tile=profile.decode_tile
+        )
         self._watched: set[str] = set()
         self._rotary_tables: LruCache[tuple[int, int, int], Rotary] = LruCache(CACHED_ROTARY_TABLES)
         self._batch = Batch(shares_steps=profile.shares_steps)
