@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from bench import accuracy, cases, denoise, many_requests, profile_errors, record
+from bench import accuracy, cases, denoise, lowvram, many_requests, profile_errors, record
 from bench.cases import Case
 from bench.device import is_number, summary_of
 from bench.record import PartFile
@@ -77,6 +77,17 @@ def test_the_errors_of_lossy_profiles_are_emulated_where_there_is_no_card(run, m
     told = line["cases"]["512x512"]["fp8"]
     assert 1e-3 < told["relative_latent_error"] < 0.2
     assert 20 < told["psnr_db"] < 60
+
+
+def test_what_small_cards_take_and_cost_is_told_for_each_of_them(run, monkeypatch):
+    monkeypatch.setattr(lowvram, "LOW_MEMORY", lowvram.LOW_MEMORY[-1:])
+    code, line, _ = run(lowvram, *TINY[:2])
+    assert (code, list(line["cases"])) == (0, ["exact", "lowvram-12g"])
+    told = line["cases"]["lowvram-12g"]
+    assert told["streaming"]["blocks"] == 8
+    assert told["streaming"]["copies_s"] > 0
+    assert line["cases"]["exact"]["streaming"] == {}
+    assert told["too_large"] == {"ended": "painted", "next_is_the_same": True}
 
 
 def test_what_does_not_fit_into_the_budget_is_not_begun(run, tmp_path):

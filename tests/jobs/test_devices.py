@@ -78,5 +78,5 @@ def test_the_machine_these_tests_run_on_is_counted_as_torch_sees_it():
 
 
 def test_an_unknown_profile_is_an_error_that_lists_the_known_ones(tmp_path):
-    with pytest.raises(UnknownProfile, match="exact, fp8, tiny"):
+    with pytest.raises(UnknownProfile, match="exact, fp8, lowvram-24g, lowvram-16g, lowvram-12g, tiny"):
         create_engine("cpu", profile="fast", weights_dir=tmp_path, face_mode="one-face")
