@@ -90,6 +90,7 @@ def load_engine(
     What the LoRA files were, and what of them is not applied, is in `info.details`. Raises
     WeightsMissing for whatever is wrong with a file, before anything is put on the device, and
     DeviceUnavailable where there is no such device, too little memory on it, or no fp8 that is asked for.
+    The limit of a profile that has one is from then on the process's.
     """
     target = torch.device(device)
     if target.type == "cuda" and not torch.cuda.is_available():
@@ -119,8 +120,10 @@ def engine_of(
     """The engine of what was read, within the profile's limit. Raises DeviceUnavailable."""
     limit_memory(device, profile.memory_limit)
     where = placement(profile, model.networks, model.t5, model.clip)
-    needed = model.size if where is None else where.on_device + profile.working_memory
+    if where is not None:
+        del model.networks.autoencoder.encoder  # nothing here codes a picture
     total = model.size
+    needed = total if where is None else where.on_device
     dtype = getattr(torch, profile.dtype)
     try:
         parts = put_on_device(model, device, dtype, loras, progress, linears=profile.linears, where=where)
@@ -300,8 +303,6 @@ def put_on_device(
     """
     meter = Meter(model.size, progress)
     networks = model.networks
-    if where is not None:
-        del networks.autoencoder.encoder  # nothing here codes a picture
     away = set() if where is None else tensors_away(model, where)
     in_fp8 = {f"{name}.weight": linear for name, linear in block_linears(networks.transformer)}
     for name, network in model.named():

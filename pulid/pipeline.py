@@ -102,6 +102,7 @@ class PulidFluxEngine:
         self._device = device
         self._dtype = getattr(torch, profile.dtype)
         self._compiles = profile.compiles
+        self._is_limited = profile.memory_limit > 0
         self._form = FORMS[profile.identity_attention]
         self._faces = parts.faces
         self._text = parts.text
@@ -162,6 +163,8 @@ class PulidFluxEngine:
         self.info = replace(self.info, details={**self.info.details, **told})
 
     def can_admit(self, request: GenerationRequest) -> bool:
+        if self._is_limited:  # what a second request keeps would be missed by the first one's steps
+            return self._batch.rows == 0
         return self._batch.rows + request.num_outputs <= MAX_ROWS
 
     @device_faults_named
@@ -192,7 +195,8 @@ class PulidFluxEngine:
         """Raises Busy when the device is full."""
         asked = request if isinstance(request, GenerationRequest) else request.request
         if not self.can_admit(asked):
-            raise Busy(f"{MAX_ROWS} pictures are in the making on this device. Try again in a moment.")
+            rows = self._batch.rows
+            raise Busy(f"{rows} pictures are in the making on this device. Try again in a moment.")
         prepared = self.prepare(request) if isinstance(request, GenerationRequest) else request
         self._batch.join(self._flight(job_id, prepared))
 

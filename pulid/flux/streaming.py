@@ -245,8 +245,13 @@ def streamed(
 def tuple_in_slot(item: Any, slots: Slots, number: int) -> InSlot[Any]:
     """A named tuple of tensors, or of such tuples."""
     buffer = slots.buffers[number]
-    parcel = Parcel(list(leaves(item)), pinned=buffer.is_cuda)
+    parcel = _parcel_for(buffer, list(leaves(item)))
     return InSlot(number, parcel, rebuilt(item, iter(parcel.views(buffer))))
+
+
+def _parcel_for(buffer: Tensor, tensors: Sequence[Tensor]) -> Parcel:
+    with torch.cuda.device_of(buffer):  # pinning makes CUDA's context on the current device
+        return Parcel(tensors, pinned=buffer.is_cuda)
 
 
 def leaves(item: Any) -> Iterator[Tensor]:
@@ -269,7 +274,7 @@ def module_in_slot(module: Any, slots: Slots, number: int) -> InSlot[Any]:
     """A module. It is emptied (meta device): its twin over the slot computes in its place."""
     buffer = slots.buffers[number]
     tensors = module_tensors(module)
-    parcel = Parcel(tensors, pinned=buffer.is_cuda)
+    parcel = _parcel_for(buffer, tensors)
     memo: dict[int, Any] = {
         id(old): nn.Parameter(new, requires_grad=False) if isinstance(old, nn.Parameter) else new
         for old, new in zip(tensors, parcel.views(buffer), strict=True)

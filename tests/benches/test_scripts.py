@@ -79,6 +79,7 @@ def test_the_errors_of_lossy_profiles_are_emulated_where_there_is_no_card(run, m
     assert 20 < told["psnr_db"] < 60
 
 
+@pytest.mark.release
 def test_what_small_cards_take_and_cost_is_told_for_each_of_them(run, monkeypatch):
     monkeypatch.setattr(lowvram, "LOW_MEMORY", lowvram.LOW_MEMORY[-1:])
     code, line, _ = run(lowvram, *TINY[:2])
