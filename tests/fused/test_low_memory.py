@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from model.portraits import difference, generate, photo, portrait
+from pulid import load
 from pulid.engine import Box, Person
 from pulid.errors import Busy, OutOfMemory
 from pulid.flux.decoder import Decoder
@@ -291,6 +292,16 @@ def test_the_limit_is_given_to_torch_as_a_share_of_the_card(monkeypatch):
     assert given == [(0.25, "cuda:1"), (1.0, "cuda:1"), (1.0, "cuda:1")]
     limit_memory(CPU, 10**9)
     assert len(given) == 3
+
+
+def test_an_engine_has_the_limit_and_the_tiles_of_its_profile(original, expected, monkeypatch):
+    given = []
+    monkeypatch.setattr(load, "limit_memory", lambda device, limit: given.append((device, limit)))
+    profile = dataclasses.replace(with_room_for(original), decode_tile=136)
+    (image,) = generate(engine_with(original, profile), REQUESTS["one"]).images
+    assert given == [(CPU, profile.memory_limit)]
+    assert image.shape == expected["one"][0].shape
+    assert not np.array_equal(image, expected["one"][0])
 
 
 def test_other_profiles_have_no_limit_and_stream_nothing(original):
