@@ -124,8 +124,11 @@ class FusedFlux:
         ):
             for number in chosen:
                 block_without_modulation(blocks[number]).to("meta")
-        self._doubles = streamed([*self._doubles], doubles, slots, tuple_in_slot)
-        self._singles = streamed([*self._singles], singles, slots, tuple_in_slot)
+        # Nobody else holds the lists: what has gone to the host's pinned memory leaves the other at once.
+        doubles_here, self._doubles = [*self._doubles], []
+        singles_here, self._singles = [*self._singles], []
+        self._doubles = streamed(doubles_here, doubles, slots, tuple_in_slot)
+        self._singles = streamed(singles_here, singles, slots, tuple_in_slot)
         self._modulation = streamed([*self._modulation], modulation, slots, module_in_slot)
 
     def weights(self) -> Iterator[Tensor]:
