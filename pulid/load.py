@@ -31,11 +31,15 @@ from pulid.errors import DeviceUnavailable, WeightsMissing
 from pulid.flux import checkpoint, fp8_file, lora
 from pulid.flux.fp8 import SCALE, block_linears, is_quantised, quantise, require_fp8
 from pulid.flux.lora import Change, Lora
-from pulid.flux.text import TextEncoder, load_clip, load_t5
+from pulid.flux.modulation import modulation_linears
+from pulid.flux.packing import block_without_modulation
+from pulid.flux.streaming import Slots, module_tensors
+from pulid.flux.text import TextEncoder, load_clip, load_t5, stream_t5
 from pulid.identity.eva_clip import load_eva_state
 from pulid.identity.face import FaceReader, load_face_reader
 from pulid.parts import FLUX_DEV, Architecture, Networks, Parts, build_networks, build_text_models
 from pulid.pipeline import PulidFluxEngine
+from pulid.placement import Placement, placement
 from pulid.profiles import LinearForm, SpeedProfile
 from pulid.state_files import REMEDY, read_state
 from pulid.strict_load import Shapes, load_strictly, shapes_of
@@ -86,6 +90,7 @@ def load_engine(
     What the LoRA files were, and what of them is not applied, is in `info.details`. Raises
     WeightsMissing for whatever is wrong with a file, before anything is put on the device, and
     DeviceUnavailable where there is no such device, too little memory on it, or no fp8 that is asked for.
+    The limit of a profile that has one is from then on the process's.
     """
     target = torch.device(device)
     if target.type == "cuda" and not torch.cuda.is_available():
@@ -98,24 +103,51 @@ def load_engine(
     if is_quantised(transformer):
         require_use_of_quantised(paths.transformer, profile, loras)
     applied = read_loras(loras, shapes_of(transformer.state_dict()))
-    needed = model.size
+    engine = engine_of(model, profile, target, applied, progress)
+    if applied:
+        details = {**engine.info.details, "loras": ", ".join(map(str, applied))}
+        engine.info = replace(engine.info, details=details)
+    return engine
+
+
+def engine_of(
+    model: FileModel,
+    profile: SpeedProfile,
+    device: torch.device,
+    loras: Sequence[Lora] = (),
+    progress: Progress | None = None,
+) -> PulidFluxEngine:
+    """The engine of what was read, within the profile's limit. Raises DeviceUnavailable."""
+    limit_memory(device, profile.memory_limit)
+    where = placement(profile, model.networks, model.t5, model.clip)
+    if where is not None:
+        del model.networks.autoencoder.encoder  # nothing here codes a picture
+    total = model.size
+    needed = total if where is None else where.on_device
     dtype = getattr(torch, profile.dtype)
     try:
-        parts = put_on_device(model, target, dtype, applied, progress, linears=profile.linears)
-        engine = PulidFluxEngine(parts, profile, target)
-        if target.type == "cuda" or profile.compiles:
+        parts = put_on_device(model, device, dtype, loras, progress, linears=profile.linears, where=where)
+        engine = PulidFluxEngine(parts, profile, device)
+        if device.type == "cuda" or profile.compiles:
             if progress is not None:
-                progress(LoadProgress(part="warm-up", done_bytes=needed, total_bytes=needed))
+                progress(LoadProgress(part="warm-up", done_bytes=total, total_bytes=total))
             engine.warm_up()
     except torch.OutOfMemoryError:
         raise DeviceUnavailable(
             f"{device} has too little free memory: the weights of the profile {profile.name!r} take"
             f" {needed / 2**30:.0f} GiB. `nvidia-smi` shows what else is there."
         ) from None
-    if applied:
-        details = {**engine.info.details, "loras": ", ".join(map(str, applied))}
-        engine.info = replace(engine.info, details=details)
     return engine
+
+
+def limit_memory(device: torch.device, limit: int) -> None:
+    """From now on this process gets out of memory where it would take more than `limit` bytes of a card.
+
+    0 takes an earlier limit back. What torch allocates counts; what CUDA takes for itself does not.
+    """
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total) if limit else 1.0, device)
 
 
 def require_all(paths: ModelPaths) -> None:
@@ -263,10 +295,15 @@ def put_on_device(
     progress: Progress | None = None,
     *,
     linears: LinearForm = "full",
+    where: Placement | None = None,
 ) -> Parts:
-    """All networks on `device`: the autoencoder and the face networks in float32, the others in `dtype`."""
+    """All networks on `device`: the autoencoder and the face networks in float32, the others in `dtype`.
+
+    `where`: what comes in turn is left in the host's memory, when it has been cast and quantised.
+    """
     meter = Meter(model.size, progress)
     networks = model.networks
+    away = set() if where is None else tensors_away(model, where)
     in_fp8 = {f"{name}.weight": linear for name, linear in block_linears(networks.transformer)}
     for name, network in model.named():
         precision = torch.float32 if network is networks.autoencoder else dtype
@@ -278,8 +315,12 @@ def put_on_device(
                 put(tensor, device, torch.float32 if tensor_name.endswith(SCALE) else precision, to_add)
             else:
                 put_in_fp8(in_fp8[tensor_name], device, to_add)
+            if id(tensor) in away:
+                tensor.data = tensor.data.cpu()
             meter.add(name, size)
         meter.report(name)
+    if where is not None and where.t5.away:
+        stream_t5(model.t5, where.t5.away, Slots(where.t5.slot, device))
     text = TextEncoder(
         t5=model.t5,
         t5_tokenizer=model.t5_tokenizer,
@@ -288,8 +329,27 @@ def put_on_device(
         device=device,
     )
     return Parts(
-        networks=networks, text=text, faces=model.faces.to(device), tokens_across=model.tokens_across
+        networks=networks,
+        text=text,
+        faces=model.faces.to(device),
+        tokens_across=model.tokens_across,
+        streams=None if where is None else where.flux,
     )
+
+
+def tensors_away(model: FileModel, where: Placement) -> set[int]:
+    """Ids of all that comes in turn."""
+    transformer, modulation = model.networks.transformer, modulation_linears(model.networks.transformer)
+    blocks = [
+        *(transformer.transformer_blocks[number] for number in where.doubles.away),
+        *(transformer.single_transformer_blocks[number] for number in where.singles.away),
+    ]
+    modules: list[nn.Module] = [
+        *map(block_without_modulation, blocks),
+        *(modulation[number] for number in where.modulation.away),
+        *(model.t5.encoder.block[number] for number in where.t5.away),
+    ]
+    return {id(tensor) for module in modules for tensor in module_tensors(module)}
 
 
 def put(tensor: Tensor, device: torch.device, dtype: torch.dtype, changes: Sequence[Change]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import pulid.torchvision_guard  # noqa: F401
 
 # isort: split
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -125,6 +125,16 @@ def build_text_models(architecture: Architecture) -> tuple[T5EncoderModel, CLIPT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FluxStreams:
+    """What of the transformer comes from the host in each pass: numbers as in `FusedFlux.stream`."""
+
+    doubles: Sequence[int]
+    singles: Sequence[int]
+    modulation: Sequence[int]
+    slot: int  # bytes that the largest of them takes on the device
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
     """Everything an engine is made of, ready on its device."""
 
@@ -133,3 +143,4 @@ class Parts:
     faces: FaceReader
     # Positions run as in a picture of so many image tokens across; None: as FLUX counts them.
     tokens_across: float | None = None
+    streams: FluxStreams | None = None  # None: all of the transformer is on the device

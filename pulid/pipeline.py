@@ -50,6 +50,7 @@ from pulid.flux.kernels.samples import Draw
 from pulid.flux.preview import LatentPreview
 from pulid.flux.step_cache import MAX_SKIPPED, StepCache
 from pulid.flux.step_graph import CapturedFlux, captured
+from pulid.flux.streaming import Slots
 from pulid.flux.text import TextFeatures
 from pulid.flux.transformer import IdentityFlux, Rotary
 from pulid.identity.attention import FORMS, IdentityAttention, PreparedIdentity, ReferenceIdentity
@@ -104,10 +105,18 @@ class PulidFluxEngine:
         self._dtype = getattr(torch, profile.dtype)
         self._compiles = profile.compiles
         self._skip_threshold = profile.skip_threshold
+        self._is_limited = profile.memory_limit > 0
         self._form = FORMS[profile.identity_attention]
         self._faces = parts.faces
         self._text = parts.text
         self._flux = fused.FORMS[profile.transformer_form](parts.networks.transformer)
+        if parts.streams is not None and isinstance(self._flux, FusedFlux):
+            self._flux.stream(
+                Slots(parts.streams.slot, device),
+                doubles=parts.streams.doubles,
+                singles=parts.streams.singles,
+                modulation=parts.streams.modulation,
+            )
         self._forward = captured(self._flux, device) if profile.captures else self._flux
         self._autoencoder = parts.networks.autoencoder
         self._attentions: list[IdentityAttention] = list(parts.networks.identity_attentions)  # type: ignore[arg-type]
@@ -117,7 +126,9 @@ class PulidFluxEngine:
         self._reading = threading.Lock()  # detectors and tokenizers serve one thread at a time
         self._identities = IdentityReader(self._faces, self._encoder, self._reading)
         self._preview = LatentPreview(self._autoencoder)
-        self._decoder = Decoder(self._autoencoder, self._dtype, profile.decoder_form)
+        self._decoder = Decoder(
+            self._autoencoder, self._dtype, profile.decoder_form, tile=profile.decode_tile
+        )
         self._watched: set[str] = set()
         self._rotary_tables: LruCache[tuple[int, int, int], Rotary] = LruCache(CACHED_ROTARY_TABLES)
         self._batch = Batch(shares_steps=profile.shares_steps)
@@ -156,6 +167,8 @@ class PulidFluxEngine:
         self.info = replace(self.info, details={**self.info.details, **told})
 
     def can_admit(self, request: GenerationRequest) -> bool:
+        if self._is_limited:  # what a second request keeps would be missed by the first one's steps
+            return self._batch.rows == 0
         return self._batch.rows + request.num_outputs <= MAX_ROWS
 
     @device_faults_named
@@ -186,7 +199,8 @@ class PulidFluxEngine:
         """Raises Busy when the device is full."""
         asked = request if isinstance(request, GenerationRequest) else request.request
         if not self.can_admit(asked):
-            raise Busy(f"{MAX_ROWS} pictures are in the making on this device. Try again in a moment.")
+            rows = self._batch.rows
+            raise Busy(f"{rows} pictures are in the making on this device. Try again in a moment.")
         prepared = self.prepare(request) if isinstance(request, GenerationRequest) else request
         self._batch.join(self._flight(job_id, prepared))
 

@@ -29,6 +29,12 @@ class SpeedProfile:
     linears: LinearForm = "full"
     compiles: bool = False  # the fused form's blocks, by torch's compiler, while the engine warms up
     decoder_form: DecoderForm = "plain"  # see pulid/flux/decoder.py
+    # Bytes of the card that an engine takes at most, enforced; 0: no limit. Weights for which it leaves no
+    # room lie in the host's memory and come in turn; pulid/placement.py.
+    memory_limit: int = 0
+    working_memory: int = 0  # of the limit, free of weights: for what requests make
+    host_memory: int = 0  # bytes of the host that such weights take
+    decode_tile: int = 0  # pixels; larger pictures are decoded in tiles of this side. 0: all at once
     captures: bool = False  # the forward of a step is recorded for each shape; pulid/flux/step_graph.py
     # A step nearer to the last full one, relatively, runs the first block only; 0: none is skipped; None:
     # the profile has no such thing. See pulid/flux/step_cache.py.
@@ -50,7 +56,56 @@ class SpeedProfile:
                 f"The profile {self.name!r} skips steps, so its transformer_form must be fused, its steps"
                 " neither captured nor shared, and its skip_threshold not negative."
             )
+        if self.memory_limit and self.transformer_form != "fused":
+            raise ValueError(f"The profile {self.name!r} has a limit, so its transformer_form must be fused.")
 
+
+CONTEXT = 10**9  # bytes that the driver, CUDA's libraries and their kernels take of a card; not measured
+
+
+def _low_memory(
+    card: int, *, working_memory: int, host_memory: int, decode_tile: int, name: str
+) -> SpeedProfile:
+    """fp8 on a card of so many bytes."""
+    limit = card - CONTEXT
+    return SpeedProfile(
+        name=name,
+        device="cuda",
+        dtype="bfloat16",
+        promise=f"the arithmetic of fp8 on a card of {card // 10**9} GB; what has no room is streamed",
+        device_memory=card,
+        transformer_form="fused",
+        linears="fp8",
+        memory_limit=limit,
+        working_memory=working_memory,
+        host_memory=host_memory,
+        decode_tile=decode_tile,
+    )
+
+
+LOW_MEMORY = (
+    _low_memory(
+        23 * 10**9,  # as an L4 has it, whose error correction takes a part of 24 GiB
+        name="lowvram-24g",
+        working_memory=7 * 10**9,
+        host_memory=14 * 10**9,
+        decode_tile=1152,
+    ),
+    _low_memory(
+        16 * 10**9,
+        name="lowvram-16g",
+        working_memory=4_500_000_000,
+        host_memory=18 * 10**9,
+        decode_tile=896,
+    ),
+    _low_memory(
+        12 * 10**9,
+        name="lowvram-12g",
+        working_memory=2_850_000_000,
+        host_memory=21 * 10**9,
+        decode_tile=512,
+    ),
+)
 
 PROFILES = {
     p.name: p
@@ -72,6 +127,7 @@ PROFILES = {
             transformer_form="fused",
             linears="fp8",
         ),
+        *LOW_MEMORY,
         SpeedProfile(
             name="turbo",
             device="cuda",

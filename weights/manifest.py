@@ -28,6 +28,7 @@ Role = Literal[
 ROLES: tuple[Role, ...] = Role.__args__  # type: ignore[attr-defined]
 BaseModel = Literal["flux1-dev", "flux1-krea-dev"]
 PulidVersion = Literal["v0.9.1", "v0.9.0"]
+IN_FP8 = ("fp8", "turbo", "lowvram-24g", "lowvram-16g", "lowvram-12g")  # profiles
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +79,7 @@ class Checkpoint:
     files: tuple[WeightFile, ...]
     licence: Licence
     table: str | None = None  # of weights/tables: its keys and shapes; None where it has none
-    profiles: tuple[str, ...] = ("exact", "fp8", "turbo")
+    profiles: tuple[str, ...] = ("exact", *IN_FP8)
     is_default: bool = True  # of its role and variant: what is fetched; others are used where they are
 
     @property
@@ -192,7 +193,7 @@ MANIFEST = (
         ),
         licence=FLUX_DEV,
         table="flux-transformer-bfl",
-        profiles=("fp8", "turbo"),  # never where arithmetic must be exact
+        profiles=IN_FP8,  # never where arithmetic must be exact
         is_default=False,
     ),
     Checkpoint(

@@ -4,6 +4,8 @@
     channels_last   weights and activations with the channels innermost, as tensor cores want convolutions
     compiled        channels_last, and one graph by torch.compile for every size of picture
 
+Large pictures can be decoded in tiles, in each form (`tiles`).
+
 The weights stay float32 in each; a bfloat16 engine runs them under autocast, as the reference does. The
 other forms differ from the plain one by rounding only. Does not know: streams, requests, who waits.
 """
@@ -19,6 +21,7 @@ from torch import Tensor
 
 from pulid.engine import RgbImage
 from pulid.flux.latents import to_uint8, unpack
+from pulid.flux.tiles import PIXELS, decoded_in_tiles
 from pulid.profiles import DecoderForm
 
 # Relative L2 of a picture, by whether the convolutions run in bfloat16: rounding, and not another function.
@@ -34,9 +37,11 @@ class Decoder:
         dtype: torch.dtype,
         form: DecoderForm = "plain",
         *,
+        tile: int = 0,  # pixels of a side; 0: none
         backend: str = "inductor",  # of torch.compile
     ) -> None:
         self._config = vae.config
+        self._tile = tile // PIXELS
         self._is_autocast = dtype == torch.bfloat16
         self._layout = torch.contiguous_format if form == "plain" else torch.channels_last
         self._network = self._uncompiled = vae.decode
@@ -84,7 +89,12 @@ class Decoder:
         if self._is_compiled:  # or the first square picture would make a graph for squares
             torch._dynamo.mark_dynamic(latents, (2, 3))
         with torch.autocast(latents.device.type, torch.bfloat16, enabled=self._is_autocast):
-            return self._network(latents, return_dict=False)[0]
+            if self._tile and max(latents.shape[-2:]) > self._tile:
+                return decoded_in_tiles(self._decoded, latents, self._tile)
+            return self._decoded(latents)
+
+    def _decoded(self, latents: Tensor) -> Tensor:
+        return self._network(latents, return_dict=False)[0]
 
 
 def agrees(got: Tensor, expected: Tensor, tolerance: float) -> bool:

@@ -15,23 +15,32 @@ from __future__ import annotations
 import pulid.torchvision_guard  # noqa: F401
 
 # isort: split
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, runtime_checkable
+from itertools import islice
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from diffusers import FluxTransformer2DModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from pulid.flux.attention_backend import backend_for, cudnn_first
 from pulid.flux.fp8 import is_quantised, scaled_linear
 from pulid.flux.kernels.choice import Kernels, choose, in_fp8
 from pulid.flux.kernels.plain import Rows
 from pulid.flux.modulation import ModulationTable, modulation, modulation_linears, modulation_table
-from pulid.flux.packing import DoubleWeights, SingleWeights, StreamWeights, double_weights, single_weights
+from pulid.flux.packing import (
+    DoubleWeights,
+    SingleWeights,
+    StreamWeights,
+    block_without_modulation,
+    double_weights,
+    single_weights,
+)
 from pulid.flux.step_cache import Turn, carry_on
+from pulid.flux.streaming import Slots, Streamed, module_in_slot, streamed, tuple_in_slot
 from pulid.flux.transformer import (
     DOUBLE_INTERVAL,
     SINGLE_INTERVAL,
@@ -43,6 +52,10 @@ from pulid.flux.transformer import (
 from pulid.profiles import TransformerForm
 
 IDENTITY_EPS = 1e-5  # of the identity attention's norms; FLUX's own have 1e-6
+
+
+Item = TypeVar("Item")
+Items = Sequence[Item] | Streamed[Item]
 
 
 class FoldedMaps(Protocol):
@@ -88,11 +101,38 @@ class FusedFlux:
         self._block_kernels = self.kernels
         if self._is_fp8:
             self._block_kernels = in_fp8(self.kernels, scaled_linear, weight.device, weight.dtype, **width)
-        self._doubles = double_weights(transformer)
-        self._singles = single_weights(transformer)
+        self._doubles: Items[DoubleWeights] = double_weights(transformer)
+        self._singles: Items[SingleWeights] = single_weights(transformer)
+        self._modulation: Items[nn.Linear] = modulation_linears(transformer)
         torch.cuda.empty_cache()  # of the single matrices: each is too small to hold a packed one
-        self._widths = [linear.out_features for linear in modulation_linears(transformer)]
+        self._widths = [linear.out_features for linear in self._modulation]
         self.attention_count = attention_count(len(self._doubles), len(self._singles))
+
+    def stream(
+        self,
+        slots: Slots,
+        *,
+        doubles: Collection[int],
+        singles: Collection[int],
+        modulation: Collection[int],
+    ) -> None:
+        """From now on these blocks, and linears of `modulation_linears`, come from the host in each pass.
+
+        The slots must hold any of them. What was given for a block of a network is left without memory.
+        """
+        transformer = self.transformer
+        for blocks, chosen in (
+            (transformer.transformer_blocks, doubles),
+            (transformer.single_transformer_blocks, singles),
+        ):
+            for number in chosen:
+                block_without_modulation(blocks[number]).to("meta")
+        # Nobody else holds the lists: what has gone to the host's pinned memory leaves the other at once.
+        doubles_here, self._doubles = [*self._doubles], []
+        singles_here, self._singles = [*self._singles], []
+        self._doubles = streamed(doubles_here, doubles, slots, tuple_in_slot)
+        self._singles = streamed(singles_here, singles, slots, tuple_in_slot)
+        self._modulation = streamed([*self._modulation], modulation, slots, module_in_slot)
 
     def weights(self) -> Iterator[Tensor]:
         """All that the blocks are given of them."""
@@ -110,6 +150,7 @@ class FusedFlux:
         config, weight = self.transformer.config, self.transformer.x_embedder.weight
         return {
             "linears": "fp8" if self._is_fp8 else str(weight.dtype).removeprefix("torch."),
+            **self._placement(),
             "kernels": self._block_kernels.described(),
             "blocks": self.blocks.note,
             "attention": backend_for(
@@ -120,9 +161,16 @@ class FusedFlux:
             ),
         }
 
+    def _placement(self) -> dict[str, str]:
+        blocks = [part for part in (self._doubles, self._singles) if isinstance(part, Streamed)]
+        if not blocks:
+            return {}
+        come, all_ = sum(part.streamed for part in blocks), sum(map(len, blocks))
+        return {"placement": f"{come} of {all_} blocks come from the host in each step"}
+
     def modulation_table(self, times: Sequence[float], guidance: float, pooled: Tensor) -> ModulationTable:
         """The modulation of all steps of one branch of a request; pooled (1, 768)."""
-        return modulation_table(self.transformer, times, guidance, pooled)
+        return modulation_table(self.transformer, self._modulation, times, guidance, pooled)
 
     def __call__(
         self,
@@ -138,7 +186,7 @@ class FusedFlux:
         turns: Sequence[Turn] | None = None,  # whose rows these are, where steps may be skipped; None: never
     ) -> Tensor:  # (batch, image tokens, 64)
         if modulation_rows is None:
-            modulation_rows = modulation(self.transformer, timestep, guidance, pooled)
+            modulation_rows = modulation(self.transformer, self._modulation, timestep, guidance, pooled)
         # Triton launches on the current device.
         with torch.cuda.device_of(latents), cudnn_first(latents.device):
             through = self._through_blocks if turns is None else partial(self._skipping_blocks, turns)
@@ -163,8 +211,8 @@ class FusedFlux:
     ) -> Tensor:
         """The image tokens after the last block; from the double block `first` on."""
         modulations = modulation_rows.split(self._widths, dim=-1)
-        for number in range(first, len(self._doubles)):
-            text, image = self._double(number, text, image, modulations, rotary, identity)
+        for number, double in islice(enumerate(self._doubles), first, None):
+            text, image = self._double(number, double, text, image, modulations, rotary, identity)
         length = text.shape[1]
         joint = torch.cat((text, image), dim=1)
         added = attention_count(len(self._doubles), 0)  # identity attentions, by the double blocks
@@ -187,7 +235,8 @@ class FusedFlux:
     ) -> Tensor:
         """As `_through_blocks`; what is behind the first block only where it is needed."""
         modulations = modulation_rows.split(self._widths, dim=-1)
-        text, image = self._double(0, text, before, modulations, rotary, identity)
+        double = next(iter(self._doubles))
+        text, image = self._double(0, double, text, before, modulations, rotary, identity)
 
         def others(rows: slice, identity: IdentityResidual | None) -> Tensor:
             return self._through_blocks(
@@ -199,6 +248,7 @@ class FusedFlux:
     def _double(
         self,
         number: int,
+        double: DoubleWeights,
         text: Tensor,
         image: Tensor,
         modulations: Sequence[Tensor],
@@ -207,9 +257,7 @@ class FusedFlux:
     ) -> tuple[Tensor, Tensor]:
         """Text and image after this double block, and after the identity behind it."""
         of_text, of_image = modulations[2 * number : 2 * number + 2]
-        text, image = self.blocks.double(
-            self._block_kernels, self._doubles[number], text, image, of_text, of_image, *rotary
-        )
+        text, image = self.blocks.double(self._block_kernels, double, text, image, of_text, of_image, *rotary)
         if identity is not None and number % DOUBLE_INTERVAL == 0:
             self._add_identity(number // DOUBLE_INTERVAL, image, identity)
         return text, image

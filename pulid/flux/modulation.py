@@ -9,7 +9,7 @@ from __future__ import annotations
 import pulid.torchvision_guard  # noqa: F401
 
 # isort: split
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,13 +30,18 @@ class ModulationTable:
 
 
 def modulation_table(
-    transformer: FluxTransformer2DModel, times: Sequence[float], guidance: float, pooled: Tensor
+    transformer: FluxTransformer2DModel,
+    linears: Iterable[nn.Linear],
+    times: Sequence[float],
+    guidance: float,
+    pooled: Tensor,
 ) -> ModulationTable:
-    """For steps at `times` (1 .. 0) of one branch of a request; pooled (1, 768)."""
+    """For steps at `times` (1 .. 0) of one branch of a request; pooled (1, 768). `linears` as below."""
     timestep = torch.tensor(times).to(pooled)
     return ModulationTable(
         modulation(
             transformer,
+            linears,
             timestep,
             torch.full_like(timestep, guidance),
             pooled.expand(len(times), -1),
@@ -45,7 +50,11 @@ def modulation_table(
 
 
 def modulation(
-    transformer: FluxTransformer2DModel, timestep: Tensor, guidance: Tensor, pooled: Tensor
+    transformer: FluxTransformer2DModel,
+    linears: Iterable[nn.Linear],  # those of `modulation_linears`, wherever their weights are
+    timestep: Tensor,
+    guidance: Tensor,
+    pooled: Tensor,
 ) -> Tensor:
     """(rows,), (rows,) and (rows, 768) -> (rows, width), for the linears one after the other."""
     dtype = transformer.x_embedder.weight.dtype
@@ -53,7 +62,7 @@ def modulation(
     condition = F.silu(
         transformer.time_text_embed(timestep.to(dtype) * 1000, guidance.to(dtype) * 1000, pooled)
     )
-    return torch.cat([linear(condition) for linear in modulation_linears(transformer)], dim=-1)
+    return torch.cat([linear(condition) for linear in linears], dim=-1)
 
 
 def modulation_linears(transformer: FluxTransformer2DModel) -> list[nn.Linear]:

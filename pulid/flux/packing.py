@@ -98,6 +98,11 @@ def _follows(one: Tensor, other: Tensor) -> bool:
     )
 
 
+def block_without_modulation(block: nn.Module) -> nn.ModuleList:
+    """Those of its modules that a pass reads; what gives its modulation is read by itself."""
+    return nn.ModuleList(part for name, part in block.named_children() if not name.startswith("norm"))
+
+
 def double_weights(transformer: FluxTransformer2DModel) -> list[DoubleWeights]:
     """Of each double block, packed."""
     return [

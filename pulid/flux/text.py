@@ -10,7 +10,7 @@ from __future__ import annotations
 import pulid.torchvision_guard  # noqa: F401
 
 # isort: split
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, PreTrainedTokenizerBase, T5EncoderModel
 
 from pulid.cache import LruCache
+from pulid.flux.streaming import Slots, module_in_slot, streamed
 from pulid.strict_load import check_strictly, load_strictly, shapes_of
 
 CACHED_PROMPTS = 32  # at full size 1 MiB each, at 128 tokens
@@ -79,6 +80,16 @@ class TextEncoder:
             prompt, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
         )
         return encoded.input_ids.to(self._device)
+
+
+def stream_t5(model: T5EncoderModel, chosen: Collection[int], slots: Slots) -> None:
+    """From now on these blocks come from the host in each pass. The slots must hold any of them.
+
+    One thread at a time may encode.
+    """
+    blocks = list(model.encoder.block)
+    del model.encoder.block  # a module's place takes nothing else
+    model.encoder.block = streamed(blocks, chosen, slots, module_in_slot)
 
 
 def load_t5(model: T5EncoderModel, state: Mapping[str, Tensor], *, file: Path | None = None) -> None:

@@ -172,9 +172,9 @@ def check_card(profile: SpeedProfile, card: Card, free: int | None) -> Finding:
         )
     if profile.linears == "fp8" and (problem := why_not_fp8(check, card.name, card.capability)):
         return fault(check, problem)
-    fitting = ", ".join(p.name for p in PROFILES.values() if fits(p, card))
+    fitting = [p.name for p in PROFILES.values() if fits(p, card)]
     if card.memory < profile.device_memory:
-        smaller = f"What fits: {fitting}" if fitting else "No profile for smaller cards exists yet"
+        smaller = f"--profile {fitting[0]} fits" if fitting else "No profile for smaller cards exists yet"
         return fault(
             check,
             f"{what}: {profile.name} needs {gigabytes(profile.device_memory)}. Choose cards with more with "
@@ -188,7 +188,7 @@ def check_card(profile: SpeedProfile, card: Card, free: int | None) -> Finding:
             "this project on the card is reason enough.",
         )
     room = "" if free is None else f", {gigabytes(free)} free"
-    return ok(check, f"{what}{room}. What fits: {fitting}.")
+    return ok(check, f"{what}{room}. What fits: {', '.join(fitting)}.")
 
 
 def fits(profile: SpeedProfile, card: Card) -> bool:
@@ -205,7 +205,7 @@ def _workers(profile: SpeedProfile, devices: str) -> int:
 
 
 def check_memory(profile: SpeedProfile, *, workers: int) -> Finding:
-    needed = workers * _HOST_MEMORY[profile.device]
+    needed = workers * (_HOST_MEMORY[profile.device] + profile.host_memory)
     available = available_memory()
     if available is None:
         return ok("memory", f"Unknown here; {profile.name} needs {gigabytes(needed)} of the host.")

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from bench import accuracy, cases, denoise, many_requests, profile_errors, record
+from bench import accuracy, cases, denoise, lowvram, many_requests, profile_errors, record
 from bench.cases import Case
 from bench.device import is_number, summary_of
 from bench.record import PartFile
@@ -107,6 +107,18 @@ def test_turbo_is_a_row_beside_the_others_with_the_share_of_what_it_skips(run, t
     apart = case["apart_from_reference"]
     assert apart["ours-exact"] < apart["ours-fp8"] < apart["ours-turbo"]
     assert "reference/ours-turbo" in case["ratios"]
+
+
+@pytest.mark.release
+def test_what_small_cards_take_and_cost_is_told_for_each_of_them(run, monkeypatch):
+    monkeypatch.setattr(lowvram, "LOW_MEMORY", lowvram.LOW_MEMORY[-1:])
+    code, line, _ = run(lowvram, *TINY[:2])
+    assert (code, list(line["cases"])) == (0, ["exact", "lowvram-12g"])
+    told = line["cases"]["lowvram-12g"]
+    assert told["streaming"]["blocks"] == 8
+    assert told["streaming"]["copies_s"] > 0
+    assert line["cases"]["exact"]["streaming"] == {}
+    assert told["too_large"] == {"ended": "painted", "next_is_the_same": True}
 
 
 def test_what_does_not_fit_into_the_budget_is_not_begun(run, tmp_path):

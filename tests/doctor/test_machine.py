@@ -244,6 +244,27 @@ def test_the_hosts_memory_is_compared_with_what_all_workers_need(workers, state)
     assert check_memory(TINY, workers=workers).state == state
 
 
+def test_weights_that_come_from_the_hosts_memory_count_there(monkeypatch):
+    monkeypatch.setattr("server.checks.machine.available_memory", lambda: 20 * 10**9)
+    assert check_memory(PROFILES["fp8"], workers=2).state == "ok"
+    found = check_memory(PROFILES["lowvram-12g"], workers=1)
+    assert found.state == "warning"
+    assert "lowvram-12g wants 29.0 GB" in found.text
+
+
+def test_small_cards_are_told_which_profile_fits():
+    card = Card(number=0, name="L4", uuid="", memory=23_670_000_000, capability=(8, 9), has_kernels=True)
+    for memory, name in (
+        (card.memory, "lowvram-24g"),
+        (17 * 10**9, "lowvram-16g"),
+        (12 * 10**9, "lowvram-12g"),
+    ):
+        found = check_card(PROFILES["fp8"], dataclasses.replace(card, memory=memory), None)
+        assert f"--profile {name} fits" in found.text
+    found = check_card(PROFILES["fp8"], dataclasses.replace(card, memory=8 * 10**9), None)
+    assert "No profile for smaller cards" in found.text
+
+
 def test_the_limit_of_a_container_counts(tmp_path):
     (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:   16000000 kB\n")
     assert available_memory(tmp_path, tmp_path / "none") == 16_000_000 * 1024

@@ -13,6 +13,7 @@ from fetching.small_model import files_in, onnx, pickle, published, safetensors,
 from server.cli.main import app
 from weights import lock
 from weights.licences import APACHE, INSIGHTFACE
+from weights.manifest import IN_FP8
 
 
 @pytest.fixture
@@ -171,7 +172,7 @@ def test_what_no_profile_of_this_version_reads_is_marked_and_not_fetched(hub, ho
     assert lines[1].split()[:2] == ["-", "fp8"]
     assert lines[-1] == "- is for a profile that does not exist yet: no profile of this version reads it."
     listed = json.loads(weights("list", "--json").stdout)["checkpoints"]
-    assert [row["read_by"] for row in listed] == [[], ["exact", "fp8", "turbo"]]
+    assert [row["read_by"] for row in listed] == [[], ["exact", *IN_FP8]]
 
 
 def test_a_person_s_word_is_given_by_name(hub, home, weights, knows):

@@ -9,6 +9,7 @@ from typing import get_args
 import pytest
 
 from weights.manifest import (
+    IN_FP8,
     MANIFEST,
     ROLES,
     BaseModel,
@@ -101,7 +102,7 @@ def test_the_sizes_are_those_of_the_tensors_and_a_header(name, bytes_each):
 
 
 @pytest.mark.parametrize("choice", CHOICES, ids=str)
-@pytest.mark.parametrize("profile", ["exact", "fp8", "turbo"])
+@pytest.mark.parametrize("profile", ["exact", *IN_FP8])
 def test_a_fetch_brings_one_layout_of_every_role(choice, profile):
     assert sorted(checkpoint.role for checkpoint in needed(choice, profile)) == sorted(ROLES)
 
