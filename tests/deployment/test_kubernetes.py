@@ -298,6 +298,21 @@ def test_one_of_them_is_replaced_after_the_other(built):
     assert container_of(objects)["lifecycle"]["preStop"]["sleep"]["seconds"] >= 5
 
 
+def test_they_are_spread_over_nodes_as_far_as_gpus_are_free(built):
+    template = find(built["overlays/several-servers"], "Deployment", "flux-pulid")["spec"]["template"]
+    (spread,) = template["spec"]["topologySpreadConstraints"]
+    assert (spread["topologyKey"], spread["whenUnsatisfiable"]) == (
+        "kubernetes.io/hostname",
+        "ScheduleAnyway",
+    )
+    assert spread["labelSelector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+
+
+def test_a_pod_that_is_not_ready_blocks_no_drain(sharing):
+    (budget,) = [item["spec"] for item in sharing if item["kind"] == "PodDisruptionBudget"]
+    assert budget["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+
+
 def test_the_way_to_what_they_share_is_open_to_servers_alone_and_leads_nowhere_until_it_is_filled_in(sharing):
     policy = find(sharing, "NetworkPolicy", "shared-state-egress")["spec"]
     (chosen,) = policy["podSelector"]["matchExpressions"]
@@ -402,6 +417,27 @@ def test_every_container_says_what_it_needs(objects):
         for container in containers_in(item):
             assert {"cpu", "memory"} <= set(container["resources"]["requests"])
             assert "memory" in container["resources"]["limits"]
+
+
+def gib(quantity):
+    return (
+        int(quantity.removesuffix("Gi"))
+        if quantity.endswith("Gi")
+        else int(quantity.removesuffix("Mi")) / 1024
+    )
+
+
+def test_a_pod_may_fill_its_folders_on_the_node_before_it_is_evicted(objects):
+    """The kubelet counts them, and the log, against the sum of what its containers may have."""
+    for template in templates(objects):
+        (container,) = template["spec"]["containers"]
+        resources = container["resources"]
+        folders = [volume["emptyDir"] for volume in template["spec"]["volumes"] if "emptyDir" in volume]
+        filled = sum(gib(folder["sizeLimit"]) for folder in folders)
+        assert filled + 0.5 <= gib(resources["limits"]["ephemeral-storage"])
+        assert gib(resources["requests"]["ephemeral-storage"]) <= gib(
+            resources["limits"]["ephemeral-storage"]
+        )
 
 
 # secrets
