@@ -12,6 +12,7 @@ from fastapi.routing import iter_route_contexts
 
 from deployment.kustomize import NotKnown, build, containers_in, find, hash_of, pod_templates_in
 from docs.dockerfile import read_dockerfile, words_of
+from docs.markdown import blocks
 from docs.project_files import ROOT, project_files, text_of
 from pulid.profiles import PROFILES
 from server.app import create_app
@@ -438,6 +439,37 @@ def test_a_pod_may_fill_its_folders_on_the_node_before_it_is_evicted(objects):
         assert gib(resources["requests"]["ephemeral-storage"]) <= gib(
             resources["limits"]["ephemeral-storage"]
         )
+
+
+# what the page adds to them
+
+
+def examples_of_the_page():
+    return [yaml.safe_load(block) for block in blocks(text_of("docs/kubernetes.md"), "yaml")]
+
+
+def test_the_policy_of_the_page_is_a_policy_and_takes_the_place_of_the_one_that_is_there(sharing):
+    (policy,) = [example for example in examples_of_the_page() if isinstance(example, dict)]
+    kubernetes_validate.validate(policy, VERSIONS[-1], strict=True)
+    there = find(sharing, "NetworkPolicy", "shared-state-egress")
+    assert policy["metadata"]["name"] == there["metadata"]["name"]
+    assert policy["spec"]["podSelector"] == there["spec"]["podSelector"]
+
+
+def test_the_patch_of_the_page_mounts_the_authority_of_a_database(tmp_path):
+    (patches,) = [example for example in examples_of_the_page() if isinstance(example, list)]
+    copy = shutil.copytree(FOLDER, tmp_path / "kubernetes") / "overlays" / "several-servers"
+    said = yaml.safe_load((copy / "kustomization.yaml").read_text())
+    said["patches"] += patches
+    (copy / "kustomization.yaml").write_text(yaml.safe_dump(said))
+    deployment = find(build(copy), "Deployment", "flux-pulid")
+    kubernetes_validate.validate(deployment, VERSIONS[-1], strict=True)
+    pod = deployment["spec"]["template"]["spec"]
+    assert pod["volumes"][-1]["secret"] == {"secretName": "database-ca", "defaultMode": 0o440}
+    assert pod["containers"][0]["volumeMounts"][-1]["name"] == pod["volumes"][-1]["name"]
+    assert f"sslrootcert={pod['containers'][0]['volumeMounts'][-1]['mountPath']}/ca.crt" in text_of(
+        "docs/kubernetes.md"
+    )
 
 
 # secrets
