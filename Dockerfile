@@ -60,9 +60,12 @@ RUN sed -i -e "s/^torch==.*/torch==${TORCH_VERSION}/" -e "s/^torchvision==.*/tor
 FROM system AS server
 COPY --from=builder /opt/venv /opt/venv
 # HOME is where libraries keep their caches (numba, matplotlib, triton): on the volume, as the root may be read-only.
+# SSL_CERT_FILE is for psycopg's own OpenSSL: where it looks for certificates there are none, so that `sslrootcert=system`
+# in the address of a database would find no authority.
 ENV PATH=/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
     HOME=/data \
     PYTHONUNBUFFERED=1 \
+    SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt \
     FLUX_PULID_HOST=0.0.0.0 \
     FLUX_PULID_DATA_DIR=/data/jobs \
     FLUX_PULID_WEIGHTS_DIR=/models

@@ -16,7 +16,7 @@ from server.ray_serve import OwnFolder, ProxyAnswers, RayArguments, device_optio
 from server.settings import Settings, SettingsError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-CONFIG = CONFIGS / "ray-serve.yaml"
+PROFILE_OF = {"ray-serve.yaml": "exact", "ray-tiny.yaml": "tiny"}
 KUBERAY = CONFIGS / "kubernetes" / "bases" / "ray" / "ray-service.yaml"
 SHARED = {"database_url": "postgresql://flux@db/flux", "media_url": "s3://pictures/flux"}
 
@@ -25,8 +25,9 @@ def arguments(settings=None, **more):
     return RayArguments(settings={"profile": "tiny", "auth": "none", **(settings or {})}, **more)
 
 
-def test_the_configuration_names_a_builder_and_arguments_that_it_takes():
-    config = yaml.safe_load(CONFIG.read_text())
+@pytest.mark.parametrize(("name", "profile"), PROFILE_OF.items())
+def test_a_configuration_names_a_builder_and_arguments_that_it_takes(name, profile):
+    config = yaml.safe_load((CONFIGS / name).read_text())
     (application,) = config["applications"]
     module, _, builder = application["import_path"].partition(":")
     assert module == ray_serve.__name__
@@ -34,8 +35,23 @@ def test_the_configuration_names_a_builder_and_arguments_that_it_takes():
     given = RayArguments(**application["args"])
     assert set(application["args"]) == set(RayArguments.model_fields)
     assert set(given.settings) <= set(Settings.model_fields)
+    assert config["http_options"]["host"] == "127.0.0.1"
     open_to_all = given.model_copy(update={"settings": {**given.settings, "auth": "none"}})
-    assert settings_of(open_to_all).profile == "exact"
+    assert settings_of(open_to_all).profile == profile
+
+
+def test_every_configuration_for_ray_is_tried():
+    assert {path.name for path in CONFIGS.glob("ray-*.yaml")} == set(PROFILE_OF)
+
+
+def test_the_tiny_configuration_needs_neither_keys_nor_a_gpu_and_fits_two_cores():
+    (application,) = yaml.safe_load((CONFIGS / "ray-tiny.yaml").read_text())["applications"]
+    given = RayArguments(**application["args"])
+    engine = device_options(settings_of(given))
+    readers = ray_serve.READER_CPUS * given.face_readers
+    cpus = engine["num_cpus"] * given.max_engines + ray_serve.FRONT_END_CPUS * given.front_ends + readers
+    assert engine["num_gpus"] == 0
+    assert cpus <= 2
 
 
 def test_kuberay_gives_the_builder_arguments_that_it_takes():

@@ -88,7 +88,10 @@ def _patch(objects: list[Object], patch: Object) -> None:
         is_there = last in place if isinstance(place, dict) else last < len(place)
         if is_there is (step["op"] == "add"):  # Kustomize would replace what is there, or insert beside it
             raise KeyError(step["path"])
-        place[last] = step["value"]
+        if isinstance(place, list) and last == len(place):
+            place.append(step["value"])
+        else:
+            place[last] = step["value"]
 
 
 def _replace_image(item: Object, image: Object) -> None:

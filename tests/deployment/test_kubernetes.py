@@ -12,6 +12,7 @@ from fastapi.routing import iter_route_contexts
 
 from deployment.kustomize import NotKnown, build, containers_in, find, hash_of, pod_templates_in
 from docs.dockerfile import read_dockerfile, words_of
+from docs.markdown import blocks
 from docs.project_files import ROOT, project_files, text_of
 from pulid.profiles import PROFILES
 from server.app import create_app
@@ -298,6 +299,21 @@ def test_one_of_them_is_replaced_after_the_other(built):
     assert container_of(objects)["lifecycle"]["preStop"]["sleep"]["seconds"] >= 5
 
 
+def test_they_are_spread_over_nodes_as_far_as_gpus_are_free(built):
+    template = find(built["overlays/several-servers"], "Deployment", "flux-pulid")["spec"]["template"]
+    (spread,) = template["spec"]["topologySpreadConstraints"]
+    assert (spread["topologyKey"], spread["whenUnsatisfiable"]) == (
+        "kubernetes.io/hostname",
+        "ScheduleAnyway",
+    )
+    assert spread["labelSelector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+
+
+def test_a_pod_that_is_not_ready_blocks_no_drain(sharing):
+    (budget,) = [item["spec"] for item in sharing if item["kind"] == "PodDisruptionBudget"]
+    assert budget["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+
+
 def test_the_way_to_what_they_share_is_open_to_servers_alone_and_leads_nowhere_until_it_is_filled_in(sharing):
     policy = find(sharing, "NetworkPolicy", "shared-state-egress")["spec"]
     (chosen,) = policy["podSelector"]["matchExpressions"]
@@ -402,6 +418,58 @@ def test_every_container_says_what_it_needs(objects):
         for container in containers_in(item):
             assert {"cpu", "memory"} <= set(container["resources"]["requests"])
             assert "memory" in container["resources"]["limits"]
+
+
+def gib(quantity):
+    return (
+        int(quantity.removesuffix("Gi"))
+        if quantity.endswith("Gi")
+        else int(quantity.removesuffix("Mi")) / 1024
+    )
+
+
+def test_a_pod_may_fill_its_folders_on_the_node_before_it_is_evicted(objects):
+    """The kubelet counts them, and the log, against the sum of what its containers may have."""
+    for template in templates(objects):
+        (container,) = template["spec"]["containers"]
+        resources = container["resources"]
+        folders = [volume["emptyDir"] for volume in template["spec"]["volumes"] if "emptyDir" in volume]
+        filled = sum(gib(folder["sizeLimit"]) for folder in folders)
+        assert filled + 0.5 <= gib(resources["limits"]["ephemeral-storage"])
+        assert gib(resources["requests"]["ephemeral-storage"]) <= gib(
+            resources["limits"]["ephemeral-storage"]
+        )
+
+
+# what the page adds to them
+
+
+def examples_of_the_page():
+    return [yaml.safe_load(block) for block in blocks(text_of("docs/kubernetes.md"), "yaml")]
+
+
+def test_the_policy_of_the_page_is_a_policy_and_takes_the_place_of_the_one_that_is_there(sharing):
+    (policy,) = [example for example in examples_of_the_page() if isinstance(example, dict)]
+    kubernetes_validate.validate(policy, VERSIONS[-1], strict=True)
+    there = find(sharing, "NetworkPolicy", "shared-state-egress")
+    assert policy["metadata"]["name"] == there["metadata"]["name"]
+    assert policy["spec"]["podSelector"] == there["spec"]["podSelector"]
+
+
+def test_the_patch_of_the_page_mounts_the_authority_of_a_database(tmp_path):
+    (patches,) = [example for example in examples_of_the_page() if isinstance(example, list)]
+    copy = shutil.copytree(FOLDER, tmp_path / "kubernetes") / "overlays" / "several-servers"
+    said = yaml.safe_load((copy / "kustomization.yaml").read_text())
+    said["patches"] += patches
+    (copy / "kustomization.yaml").write_text(yaml.safe_dump(said))
+    deployment = find(build(copy), "Deployment", "flux-pulid")
+    kubernetes_validate.validate(deployment, VERSIONS[-1], strict=True)
+    pod = deployment["spec"]["template"]["spec"]
+    assert pod["volumes"][-1]["secret"] == {"secretName": "database-ca", "defaultMode": 0o440}
+    assert pod["containers"][0]["volumeMounts"][-1]["name"] == pod["volumes"][-1]["name"]
+    assert f"sslrootcert={pod['containers'][0]['volumeMounts'][-1]['mountPath']}/ca.crt" in text_of(
+        "docs/kubernetes.md"
+    )
 
 
 # secrets

@@ -70,6 +70,12 @@ def test_what_is_written_lies_on_volumes(dockerfile):
     assert environment["HOME"] == "/data"
 
 
+def test_the_certificates_that_are_installed_are_those_that_every_library_looks_at(dockerfile):
+    named = dockerfile.environment_of("server")["SSL_CERT_FILE"]
+    assert named == "/etc/ssl/certs/ca-certificates.crt"  # what Debian's package and Ubuntu's make
+    assert any("ca-certificates" in line for line in dockerfile.arguments_of("server", "RUN"))
+
+
 def test_the_install_uses_the_constraints(dockerfile):
     (install,) = [line for line in dockerfile.arguments_of("builder", "RUN") if "pip install" in line]
     assert "-c configs/constraints.txt" in install
