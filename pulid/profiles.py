@@ -127,7 +127,6 @@ PROFILES = {
             transformer_form="fused",
             linears="fp8",
         ),
-        *LOW_MEMORY,
         SpeedProfile(
             name="turbo",
             device="cuda",
@@ -139,6 +138,7 @@ PROFILES = {
             linears="fp8",
             skip_threshold=0.1,
         ),
+        *LOW_MEMORY,
         SpeedProfile(
             name="tiny",
             device="cpu",

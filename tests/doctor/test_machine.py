@@ -227,7 +227,7 @@ def test_a_card_without_fp8_is_told_so_and_what_fits_is_named():
     assert "compute capability 8.0, and fp8 needs 8.9" in found.text
     assert check_card(EXACT, a100, None).text.endswith("What fits: exact.")
     l40 = dataclasses.replace(a100, memory=40 * 10**9, capability=(8, 9))
-    assert "What fits: fp8, turbo." in check_card(EXACT, l40, None).text
+    assert "--profile fp8 fits." in check_card(EXACT, l40, None).text
 
 
 def test_where_no_card_is_the_finding_names_the_profile_without_one():

@@ -273,6 +273,7 @@ def test_fp8_is_a_form_of_the_fused_blocks():
 # ---- the other forms of the fused blocks ----
 
 
+@pytest.mark.release
 @torch.inference_mode()
 def test_compiled_and_recorded_blocks_compute_the_same_in_fp8():
     """By torch's tracer without its code generator: the whole block is one graph, scales included."""
