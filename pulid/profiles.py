@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
-from pulid.errors import UnknownProfile
+from pulid.errors import DeviceUnavailable, UnknownProfile
 
 AttentionForm = Literal["folded", "reference"]
 TransformerForm = Literal["diffusers", "fused"]
 LinearForm = Literal["full", "fp8"]
 DecoderForm = Literal["plain", "channels_last", "compiled"]
+AUTO = "auto"  # no profile: the one that fits the cards best
 FP8_CAPABILITY = (8, 9)  # of the first cards with e4m3: Ada; then Hopper and Blackwell
 
 
@@ -163,6 +165,56 @@ def why_not_fp8(device: str, name: str, capability: tuple[int, int]) -> str:
         " generations Ada (L4, L40S, RTX 40), Hopper (H100, H200) and later. Use the profile exact here if"
         " the card has 45 GB; tiny runs anywhere."
     )
+
+
+class CardFacts(Protocol):
+    """What a choice asks of a card; pulid/probe.py finds it out."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def memory(self) -> int: ...  # bytes
+    @property
+    def capability(self) -> tuple[int, int]: ...
+
+
+def fits(profile: SpeedProfile, card: CardFacts) -> bool:
+    """Has a card the memory of a profile that computes on cards, and its precisions?"""
+    can = profile.linears == "full" or card.capability >= FP8_CAPABILITY
+    return can and 0 < profile.device_memory <= card.memory
+
+
+def chosen_for(cards: Sequence[CardFacts]) -> tuple[SpeedProfile, str]:
+    """What `auto` means for cards, at least one, that are to serve together; and a sentence that says why.
+
+    It is the most exact profile that fits all of them. One that skips steps is never chosen: that is for
+    those who ask for it. Raises DeviceUnavailable where none fits.
+    """
+    about = ", ".join(map(_described, cards))
+    passed: list[str] = []
+    for profile in PROFILES.values():
+        if profile.device != "cuda" or profile.skip_threshold is not None:
+            continue
+        if all(fits(profile, card) for card in cards):
+            why = f"; not {', '.join(passed)}" if passed else ", the most exact one, fits"
+            return profile, f"Profile auto: {profile.name} for {about}{why}."
+        passed.append(f"{profile.name}, which needs {_needs(profile)}")
+    raise DeviceUnavailable(
+        f"The profile auto finds none that fits {about}. There is {'; '.join(passed)}. Choose other cards "
+        "with devices; to try the server without one, choose --profile tiny."
+    )
+
+
+def _described(card: CardFacts) -> str:
+    capability = ".".join(map(str, card.capability))
+    return f"cuda:{card.number} ({card.name}, {card.memory / 1e9:.1f} GB, compute capability {capability})"
+
+
+def _needs(profile: SpeedProfile) -> str:
+    of_fp8 = f" and compute capability {'.'.join(map(str, FP8_CAPABILITY))}"
+    return f"{profile.device_memory / 1e9:.0f} GB{'' if profile.linears == 'full' else of_fp8}"
 
 
 def profile_named(name: str) -> SpeedProfile:

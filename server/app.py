@@ -14,6 +14,7 @@ from fastapi import FastAPI
 import server
 from pulid.engine import EngineInfo
 from pulid.errors import PulidError
+from pulid.profiles import AUTO
 from server import engines
 from server.api import (
     account,
@@ -196,6 +197,18 @@ def shared_places(settings: Settings, devices: tuple[str, ...]) -> SharedPlaces 
         devices=len(devices),
         unfinished_per_key=settings.concurrency_per_key,
     )
+
+
+def settled(settings: Settings, say: Callable[[str], object]) -> Settings:
+    """The same with a profile in place of `auto`; `say` hears which, and why.
+
+    Raises SettingsError or DeviceUnavailable.
+    """
+    if settings.profile != AUTO:
+        return settings
+    name, why = engines.profile_for_cards(settings.devices)
+    say(why)
+    return settings.model_copy(update={"profile": name})
 
 
 def devices_of(settings: Settings) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from pulid.engine import Engine, FaceMode, LoadProgress
 from pulid.errors import DeviceUnavailable, SetupError
-from pulid.profiles import PROFILES, SpeedProfile, profile_named
+from pulid.profiles import PROFILES, SpeedProfile, chosen_for, profile_named
 from server.model_files import (
     Loras,
     checkpoints_of,
@@ -101,6 +101,20 @@ def profile_or_exact(name: str | None) -> SpeedProfile:
     return PROFILES["exact"] if name is None else profile_named(name)
 
 
+def profile_for_cards(devices: str) -> tuple[str, str]:
+    """What the profile auto means for the setting `devices`: a profile's name, and why it is that one.
+
+    Asks torch for the cards, which takes no memory of them. Raises SettingsError or DeviceUnavailable.
+    """
+    asked = devices.split(",")
+    if "cpu" in asked:
+        raise SettingsError(_needs_cuda("auto", "devices names the CPU"))
+    cards = torch_facts().cards
+    numbers = _numbers("auto", asked, len(cards))
+    profile, why = chosen_for([card for card in cards if card.number in numbers])
+    return profile.name, why
+
+
 def devices_for(profile: SpeedProfile, devices: str) -> list[str]:
     """The devices that the setting `devices`, in a form it may have, means for a profile.
 
@@ -111,7 +125,7 @@ def devices_for(profile: SpeedProfile, devices: str) -> list[str]:
     asked = _asked(profile, devices)
     if profile.device == "cpu":
         return asked if len(asked) == 1 else [f"cpu:{number}" for number in range(len(asked))]
-    return _cards(profile, asked)
+    return [f"cuda:{number}" for number in _numbers(profile.name, asked, _cuda_count())]
 
 
 def require_fitting(profile: SpeedProfile, devices: str, loras: Loras) -> None:
@@ -128,19 +142,19 @@ def _asked(profile: SpeedProfile, devices: str) -> list[str]:
             "Set devices to cpu, or leave it out."
         )
     if profile.device == "cuda" and "cpu" in asked:
-        raise SettingsError(_needs_cuda(profile, "devices names the CPU"))
+        raise SettingsError(_needs_cuda(profile.name, "devices names the CPU"))
     return asked
 
 
-def _needs_cuda(profile: SpeedProfile, found: str) -> str:
+def _needs_cuda(profile: str, found: str) -> str:
     return (
-        f"The {profile.name} profile needs a CUDA device, and {found}. To try the server without "
+        f"The {profile} profile needs a CUDA device, and {found}. To try the server without "
         "one, choose --profile tiny: it runs on any CPU and draws portraits."
     )
 
 
-def _cards(profile: SpeedProfile, asked: list[str]) -> list[str]:
-    count = _cuda_count()
+def _numbers(profile: str, asked: list[str], count: int) -> list[int]:
+    """The cards that are asked for, of so many that are there."""
     if count == 0:
         raise DeviceUnavailable(_needs_cuda(profile, "no CUDA device was found"))
     numbers = list(range(count)) if asked == ["all"] else [int(device) for device in asked]
@@ -149,7 +163,7 @@ def _cards(profile: SpeedProfile, asked: list[str]) -> list[str]:
             f"devices names GPU {absent[0]}, and this machine has {count}, counted from 0. "
             "Set devices to all, or to numbers of GPUs that are there."
         )
-    return [f"cuda:{number}" for number in numbers]
+    return numbers
 
 
 def _cuda_count() -> int:

@@ -34,6 +34,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pulid.engine import EngineInfo
 from pulid.errors import ImageRejected, PulidError
+from pulid.profiles import AUTO
 from server.app import create_app, engine_factory, fetch_limits, shared_places
 from server.engines import profile_or_exact, require_fitting
 from server.errors import RETRY_AFTER_S, retry_headers
@@ -152,6 +153,11 @@ def settings_of(arguments: RayArguments) -> Settings:
     settings = load_settings(flags={"host": "127.0.0.1", **arguments.settings}).settings
     if "host" not in arguments.settings:
         settings = anywhere(settings)
+    if settings.profile == AUTO:
+        raise SettingsError(
+            "profile = 'auto' does not go with Ray, whose front ends may have no card, or others than the "
+            "engines. Name the profile: `flux-pulid doctor --profile auto` where the cards are tells which."
+        )
     if settings.devices != "all":
         raise SettingsError(
             f"devices = {settings.devices!r} does not go with Ray, which gives each engine its device. Leave "

@@ -34,7 +34,7 @@ from pydantic_settings import (
 
 from pulid.engine import FaceMode
 from pulid.errors import SetupError
-from pulid.profiles import PROFILES
+from pulid.profiles import AUTO, PROFILES
 from server.fields import EXPLAINED, NotBoolean, Number, Whole, allowed, explained, rule_of
 from weights.manifest import BaseModel, PulidVersion
 
@@ -88,8 +88,8 @@ class Settings(BaseSettings):
 
     profile: str | None = Field(
         None,
-        description="how the engine computes; not set: exact, which needs CUDA",
-        json_schema_extra={"x-allowed": f"one of {', '.join(PROFILES)}"},
+        description="how the engine computes; auto: as the cards allow; not set: exact, which needs CUDA",
+        json_schema_extra={"x-allowed": f"one of {', '.join([*PROFILES, AUTO])}"},
     )
     devices: str = Field(
         "all",
@@ -243,7 +243,7 @@ class Settings(BaseSettings):
     @field_validator("profile")
     @classmethod
     def _known_profile(cls, value: str | None) -> str | None:
-        if value is not None and value not in PROFILES:
+        if value is not None and value not in (*PROFILES, AUTO):
             raise PydanticCustomError("unknown_profile", "unknown")
         return value
 
@@ -356,10 +356,10 @@ class Settings(BaseSettings):
     def _only_where_steps_are_skipped(cls, value: float | None, info: ValidationInfo) -> float | None:
         if value is None or "profile" not in info.data:  # a profile that is not valid is told already
             return value
-        profile = PROFILES[info.data["profile"] or "exact"]
-        if profile.skip_threshold is None:
+        name = info.data["profile"] or "exact"
+        if name == AUTO or PROFILES[name].skip_threshold is None:
             raise explained(
-                f"turbo_threshold = {value:g} is for the profile turbo: {profile.name} skips no steps. "
+                f"turbo_threshold = {value:g} is for the profile turbo: {name} skips no steps. "
                 "Leave turbo_threshold out, or choose the profile turbo."
             )
         return value

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 from pulid.errors import DeviceUnavailable, SetupError
-from pulid.profiles import FP8_CAPABILITY, PROFILES, SpeedProfile, why_not_fp8
+from pulid.profiles import PROFILES, SpeedProfile, fits, why_not_fp8
 from server import engines
 from server.checks.finding import Finding, fault, gigabytes, ok, warning
 
@@ -189,12 +189,6 @@ def check_card(profile: SpeedProfile, card: Card, free: int | None) -> Finding:
         )
     room = "" if free is None else f", {gigabytes(free)} free"
     return ok(check, f"{what}{room}. What fits: {', '.join(fitting)}.")
-
-
-def fits(profile: SpeedProfile, card: Card) -> bool:
-    """Has a card the memory of a profile that computes on cards, and its precisions?"""
-    can = profile.linears == "full" or card.capability >= FP8_CAPABILITY
-    return can and 0 < profile.device_memory <= card.memory
 
 
 def _workers(profile: SpeedProfile, devices: str) -> int:

@@ -19,9 +19,9 @@ from typing import Annotated
 import typer
 
 from pulid.engine import RgbImage
-from pulid.errors import SetupError
+from pulid.errors import DeviceUnavailable, SetupError
 from pulid.profiles import SpeedProfile
-from server.app import devices_of, engine_factory
+from server.app import devices_of, engine_factory, settled
 from server.checks.examination import thorough
 from server.checks.finding import Finding, State, fault, ok, worst
 from server.cli.failures import FAILED, clean_exit
@@ -71,12 +71,13 @@ def doctor(
 ) -> None:
     """Say what keeps the server from running here, or would, and what to do about it."""
     with clean_exit():
-        settings = load_settings(flags=used(given), config=config).settings
+        asked = load_settings(flags=used(given), config=config).settings
+        settings, chosen = with_a_profile(asked)
         if generate and photo is None:
             raise SettingsError("--generate needs --photo FILE: a photo with one clear, front-facing face.")
         # Before the checks, which take seconds.
         person = read_photo(photo, settings, flag="--photo") if generate and photo is not None else None
-        findings = [*thorough(settings), check_port(settings)]
+        findings = [*chosen, *thorough(settings), check_port(settings)]
         if not as_json:
             show(findings)
         if person is not None and worst(findings) != "fault":
@@ -88,6 +89,16 @@ def doctor(
     typer.echo(document(profile, findings) if as_json else summary(profile, findings))
     if worst(findings) == "fault":
         raise typer.Exit(FAILED)
+
+
+def with_a_profile(asked: Settings) -> tuple[Settings, list[Finding]]:
+    """What auto means here is a finding; where it means nothing, all else is told of exact."""
+    said: list[Finding] = []
+    try:
+        settings = settled(asked, lambda why: said.append(ok("profile", why)))
+    except DeviceUnavailable as exc:
+        return asked.model_copy(update={"profile": None}), [fault("profile", str(exc))]
+    return settings, said
 
 
 def check_port(settings: Settings) -> Finding:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,7 +28,7 @@ from rich.progress import (
 import server
 from pulid.engine import Engine
 from server.api.v1_schemas import FluxPulidRequest
-from server.app import devices_of, engine_factory
+from server.app import devices_of, engine_factory, settled
 from server.cli.failures import clean_exit
 from server.cli.flags import used, with_flags
 from server.cli.generate import show_loading
@@ -87,6 +88,7 @@ def evaluate(
             agreed=yes,
             max_prompt_chars=settings.max_prompt_chars,
         )
+        settings = settled(settings, partial(typer.echo, err=True))
         device = devices_of(settings)[0]
         about = about_of(settings)
         manifest = {**plan.manifest(), "profile": about.profile, "settings": about.settings}

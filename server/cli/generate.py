@@ -23,7 +23,7 @@ from pulid.engine import Engine, GenerationRequest, GenerationResult, RgbImage, 
 from pulid.errors import EngineFailed, IdentityRejected, ImageRejected
 from server.api.similarity import for_header
 from server.api.v1_schemas import SOURCES, FluxPulidRequest
-from server.app import devices_of, engine_factory, fetch_limits
+from server.app import devices_of, engine_factory, fetch_limits, settled
 from server.cli.failures import clean_exit
 from server.cli.flags import used, with_flags
 from server.driving import run_alone
@@ -70,6 +70,7 @@ def generate(
         wire = checked_parameters(values, out, settings)
         photos = tuple(read_photo(photo, settings) for photo in face or ())
         request = replace(wire.to_generation(), id_images=photos)
+        settings = settled(settings, partial(typer.echo, err=True))
         create_engine = partial(engine_factory(settings, show_loading), devices_of(settings)[0])
         paint(create_engine, request, wire.to_output(), out)
 

@@ -19,7 +19,7 @@ from fastapi import FastAPI
 
 from pulid.engine import EngineInfo
 from pulid.errors import DeviceUnavailable, PulidError, SetupError, WeightsMissing
-from server.app import create_app
+from server.app import create_app, settled
 from server.checks.examination import warnings_at_start
 from server.cli.failures import clean_exit
 from server.cli.flags import used, with_flags
@@ -47,7 +47,8 @@ def serve(
             typer.echo(describe(loaded))
         else:
             with pointing_to_doctor():
-                run_server(loaded.settings, make_app=context.obj or create_app)
+                settings = settled(loaded.settings, typer.echo)
+                run_server(settings, make_app=context.obj or create_app)
 
 
 @contextmanager

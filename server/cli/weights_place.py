@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from pulid.profiles import PROFILES
+from pulid.profiles import AUTO, PROFILES
 from server.cli.flags import used
 from server.model_files import checkpoints_of
 from server.settings import load_settings
@@ -71,7 +71,8 @@ class Place:
         flags = {"weights_dir": weights_dir, "profile": profile}
         flags |= {"base_model": base_model, "pulid_version": pulid_version}
         settings = load_settings(flags=used(flags), config=config).settings
-        chosen = PROFILES[settings.profile or "exact"]
+        # All profiles that auto may choose read what exact reads.
+        chosen = PROFILES["exact" if settings.profile in (None, AUTO) else settings.profile]
         choice = Choice(base_model=settings.base_model, pulid=settings.pulid_version)
         home = settings.weights_dir.absolute()
         return cls(home, chosen.name, checkpoints_of(chosen, home, choice), choice)

@@ -73,7 +73,7 @@ def test_an_empty_environment_variable_counts_as_not_set(monkeypatch):
         ("fetch_timeout_s", "nan", "a number above 0 and at most 300"),
         ("max_queued_jobs", "1.5", "a whole number from 1 to 10000"),
         ("v1_timeout_s", "inf", "a number above 0 and at most 86400"),
-        ("profile", "fast", "one of exact, fp8, turbo, lowvram-24g, lowvram-16g, lowvram-12g, tiny"),
+        ("profile", "fast", "one of exact, fp8, turbo, lowvram-24g, lowvram-16g, lowvram-12g, tiny, auto"),
         ("devices", "gpu", "all, cpu, cpu,cpu and so on, or numbers of GPUs such as 0,1"),
         ("devices", "all,cpu", "all, cpu, cpu,cpu and so on, or numbers of GPUs such as 0,1"),
         ("devices", "cpu,0", "all, cpu, cpu,cpu and so on, or numbers of GPUs such as 0,1"),

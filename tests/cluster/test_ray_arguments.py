@@ -69,6 +69,7 @@ def test_kuberay_gives_the_builder_arguments_that_it_takes():
     [
         (arguments({"profil": "tiny"}), "profil"),
         (arguments({"devices": "cpu,cpu"}), "Leave it out"),
+        (arguments({"profile": "auto"}), "Name the profile"),
         (arguments(front_ends=2), "DATABASE_URL"),
         (arguments(min_engines=3, max_engines=2), "min_engines is 3"),
         (arguments({"auth": "keys"}), "api_keys"),
