@@ -66,8 +66,8 @@ def made_of(scale: Scale, device: torch.device) -> Parts:
 
 
 def compared_profiles(scale: Scale, thresholds: Sequence[float]) -> list[SpeedProfile]:
-    """exact, and the lossy ones: on a CPU the same arithmetic is emulated."""
-    lossy = [p for p in PROFILES.values() if p.linears != "full"]
+    """exact, and the lossy ones: on a CPU the same arithmetic is emulated. lowvram-* have that of fp8."""
+    lossy = [p for p in PROFILES.values() if p.linears != "full" and not p.memory_limit]
     turbo = [replace(PROFILES["turbo"], name=f"turbo-{x:g}", skip_threshold=x) for x in thresholds]
     profiles = (PROFILES["exact"], *lossy, *turbo)
     return [replace(p, dtype="float32") for p in profiles] if scale is TRAINED else list(profiles)
