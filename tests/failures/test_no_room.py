@@ -97,10 +97,7 @@ def test_files_that_may_not_grow_refuse_what_is_new_until_they_may(
             assert status_of(server.client, running) == "PROCESSING"
             assert os.listdir(data / "bodies")  # noqa: PTH208
             unready = server.client.get("/ready")
-            assert (unready.status_code, unready.json()["reason"]) == (
-                503,
-                "its data folder cannot be written",
-            )
+            assert (unready.status_code, unready.json()["reason"]) == (503, "its disk is full")
         server.wait_until_ready(10)  # it finds out itself
         gated_script.open_gate()
         books.submit(server.client, "new again", seed=2)
