@@ -48,6 +48,7 @@ def test_without_time_nothing_is_begun(monkeypatch, capsys):
     assert capsys.readouterr().out == "The time is over; run the same command again to go on.\n"
 
 
+@pytest.mark.release  # half a minute and more
 @pytest.mark.parametrize(("part", "left"), LEFT.items())
 def test_the_loss_falls(run, part, left):
     first, *_, last = lines_of(run, part)
@@ -55,6 +56,7 @@ def test_the_loss_falls(run, part, left):
     assert last["loss"] < left * first["loss"]
 
 
+@pytest.mark.release
 def test_the_same_command_again_does_nothing_more(run):
     before = {part: lines_of(run, part) for part in LEFT}
     drawings = drawings_of(run)
