@@ -3,8 +3,9 @@
 Everything is computed in float32 and rounded once, at the end; diffusers rounds after every step.
 A compiler that fuses these gives the same. Knows no blocks and no weights.
 
-Names that end in _rows are the same pieces for a linear in fp8: what leaves them is quantised, each
-token by a scale of its own, from the float32 result and not from one that was rounded before.
+Names that end in _rows are the same pieces for a linear in eight bits: what leaves them is quantised, each
+token by a scale of its own, from the float32 result and not from one that was rounded before. They take the
+precision of the values last: E4M3, or INT8 for cards without that.
 
 Shapes: batch B, tokens S, width D, heads H of size E each. Modulation vectors are (B, D).
 """
@@ -19,14 +20,15 @@ from torch import Tensor
 
 EPS = 1e-6  # of all of FLUX's norms
 E4M3 = torch.float8_e4m3fn
-E4M3_MAX = 448.0
+INT8 = torch.int8
+LARGEST = {E4M3: 448.0, INT8: 127.0}  # magnitude that each can have; of int8 as much on both sides
 SMALLEST = 1e-12  # largest magnitude that a row is taken to have at least: a row of zeros stays one
 
 
 class Rows(NamedTuple):
     """A matrix whose rows are values * scale: activations by token, weights by output."""
 
-    values: Tensor  # (..., D), e4m3
+    values: Tensor  # (..., D), e4m3 or int8
     scale: Tensor  # (..., 1), float32
 
 
@@ -116,34 +118,35 @@ def gelu(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
-# ---- for linears in fp8 ----
+# ---- for linears in eight bits ----
 
 
-def as_rows(x: Tensor) -> Rows:
-    """Quantised so that the largest magnitude of each row is e4m3's. (..., D) -> rows."""
+def as_rows(x: Tensor, to: torch.dtype = E4M3) -> Rows:
+    """Quantised so that the largest magnitude of each row is the precision's. (..., D) -> rows."""
     exact = x.float()
-    scale = exact.abs().amax(dim=-1, keepdim=True).clamp(min=SMALLEST) / E4M3_MAX
-    return Rows((exact / scale).to(E4M3), scale)
+    scale = exact.abs().amax(dim=-1, keepdim=True).clamp(min=SMALLEST) / LARGEST[to]
+    fitted = exact / scale
+    return Rows((fitted if to.is_floating_point else fitted.round()).to(to), scale)
 
 
-def modulate_rows(x: Tensor, scale: Tensor, shift: Tensor) -> Rows:
+def modulate_rows(x: Tensor, scale: Tensor, shift: Tensor, to: torch.dtype = E4M3) -> Rows:
     """`modulate`, quantised."""
-    return as_rows(modulate(x.float(), scale, shift))
+    return as_rows(modulate(x.float(), scale, shift), to)
 
 
 def gated_modulate_rows(
-    residual: Tensor, gate: Tensor, y: Tensor, scale: Tensor, shift: Tensor
+    residual: Tensor, gate: Tensor, y: Tensor, scale: Tensor, shift: Tensor, to: torch.dtype = E4M3
 ) -> tuple[Tensor, Rows]:
     """`gated`, and `modulate_rows` of it."""
     x = gated(residual, gate, y)
-    return x, modulate_rows(x, scale, shift)
+    return x, modulate_rows(x, scale, shift, to)
 
 
-def gelu_rows(x: Tensor) -> Rows:
+def gelu_rows(x: Tensor, to: torch.dtype = E4M3) -> Rows:
     """`gelu`, quantised."""
-    return as_rows(gelu(x.float()))
+    return as_rows(gelu(x.float()), to)
 
 
-def beside_gelu_rows(attention: Tensor, mlp: Tensor) -> Rows:
+def beside_gelu_rows(attention: Tensor, mlp: Tensor, to: torch.dtype = E4M3) -> Rows:
     """`beside_gelu`, quantised."""
-    return as_rows(beside_gelu(attention.float(), mlp.float()))
+    return as_rows(beside_gelu(attention.float(), mlp.float()), to)

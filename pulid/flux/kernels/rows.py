@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pulid.flux.kernels.plain import E4M3, E4M3_MAX, EPS, SMALLEST, Rows
+from pulid.flux.kernels.plain import E4M3, EPS, LARGEST, SMALLEST, Rows
 
 
 @triton.jit
@@ -114,7 +114,7 @@ def _beside_gelu_rows(attention: Tensor, mlp: Tensor, *, kept: int, width: int) 
     beside_gelu_rows_kernel[(tokens, batch)](
         attention, mlp, *out,
         attention.stride(0), attention.stride(1), mlp.stride(0), mlp.stride(1), tokens,
-        DIM=kept, WIDTH=width, BLOCK=triton.next_power_of_2(width), SMALLEST=SMALLEST, LARGEST=E4M3_MAX,
+        DIM=kept, WIDTH=width, BLOCK=triton.next_power_of_2(width), SMALLEST=SMALLEST, LARGEST=LARGEST[E4M3],
         num_warps=16 if width > 8192 else 8,
     )  # fmt: skip
     return out
@@ -127,7 +127,7 @@ def modulate_rows(x: Tensor, scale: Tensor, shift: Tensor) -> Rows:
     modulate_rows_kernel[(tokens, batch)](
         x, scale, shift, *out,
         x.stride(0), x.stride(1), scale.stride(0), shift.stride(0), tokens,
-        DIM=dim, BLOCK=triton.next_power_of_2(dim), EPS=EPS, SMALLEST=SMALLEST, LARGEST=E4M3_MAX,
+        DIM=dim, BLOCK=triton.next_power_of_2(dim), EPS=EPS, SMALLEST=SMALLEST, LARGEST=LARGEST[E4M3],
         num_warps=8,
     )  # fmt: skip
     return out
@@ -144,7 +144,7 @@ def gated_modulate_rows(
         residual, gate, y, scale, shift, stream, *out,
         residual.stride(0), residual.stride(1), gate.stride(0), y.stride(0), y.stride(1),
         scale.stride(0), shift.stride(0), tokens,
-        DIM=dim, BLOCK=triton.next_power_of_2(dim), EPS=EPS, SMALLEST=SMALLEST, LARGEST=E4M3_MAX,
+        DIM=dim, BLOCK=triton.next_power_of_2(dim), EPS=EPS, SMALLEST=SMALLEST, LARGEST=LARGEST[E4M3],
         num_warps=8, enable_fp_fusion=False,
     )  # fmt: skip
     return stream, out
