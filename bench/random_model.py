@@ -29,8 +29,8 @@ from gpu.full_size import MARKS, random_faces, random_text_encoder  # noqa: E402
 from pulid.engine import GenerationRequest, RgbImage  # noqa: E402
 from pulid.flux import latents, sampling  # noqa: E402
 from pulid.flux.compiled import compiled_blocks  # noqa: E402
-from pulid.flux.fp8 import block_linears, quantise  # noqa: E402
 from pulid.flux.packing import double_weights, single_weights  # noqa: E402
+from pulid.flux.quantised import PRECISIONS, block_linears, quantise  # noqa: E402
 from pulid.parts import FLUX_DEV, Architecture, Networks, Parts, build_networks  # noqa: E402
 from pulid.pipeline import PulidFluxEngine  # noqa: E402
 from pulid.profiles import SpeedProfile  # noqa: E402
@@ -131,9 +131,9 @@ def engine_of(parts: Parts, profile: SpeedProfile, device: torch.device) -> Puli
     if device.type == "cpu" and profile.decoder_form == "compiled":  # there may be no compiler
         profile = replace(profile, decoder_form="channels_last")
     networks = Networks(**{name: shell(getattr(parts.networks, name)) for name in NETWORKS})
-    if profile.linears == "fp8":  # in memory of its own
+    if profile.linears != "full":  # in memory of its own
         for _, linear in block_linears(networks.transformer):
-            quantise(linear, linear.weight.data)
+            quantise(linear, linear.weight.data, PRECISIONS[profile.linears])
     engine = PulidFluxEngine(replace(parts, networks=networks), profile, device)
     if profile.compiles:
         engine.warm_up(compiled_blocks(backend_of(device)))
