@@ -100,6 +100,8 @@ def load_engine(
     The limit of a profile that has one is from then on the process's.
     """
     target = torch.device(device)
+    if target.type == "cuda" and not torch.cuda.is_available():
+        raise DeviceUnavailable(f"The profile {profile.name!r} needs a CUDA device, and torch sees none.")
     profile = on_device(profile, device)
     require_all(paths)
     require_linears(profile, target)
@@ -116,11 +118,9 @@ def load_engine(
 
 
 def on_device(profile: SpeedProfile, device: str) -> SpeedProfile:
-    """The profile as it is computed there; see `on_card`. Raises DeviceUnavailable where there is no card."""
-    if torch.device(device).type != "cuda":
+    """The profile as it is computed there; see `on_card`. Where torch sees no card, as it is."""
+    if torch.device(device).type != "cuda" or not torch.cuda.is_available():
         return profile
-    if not torch.cuda.is_available():
-        raise DeviceUnavailable(f"The profile {profile.name!r} needs a CUDA device, and torch sees none.")
     return on_card(profile, torch.cuda.get_device_capability(device))
 
 

@@ -48,7 +48,8 @@ def _convert_to_e4m3_as_torch_does():
 def outputs(form, name, dtype, sizes, changes=(), to=None):
     """What a kernel makes of its samples: `form` is "plain" or "triton". As nested lists of numbers.
 
-    `to`: the precision of rows, if not e4m3. `changes` replaces pieces of the Triton file's text first: (old, new) pairs.
+    `to`: the precision of rows, if not e4m3. `changes` replaces pieces of the Triton file's text first:
+    (old, new) pairs.
     """
     torch.set_num_threads(1)
     if form == "plain":

