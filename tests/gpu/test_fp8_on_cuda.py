@@ -64,7 +64,7 @@ def test_every_product_of_the_blocks_is_the_emulated_one(into, out, tokens):
 
 
 def walked_on_the_card(form):
-    """Of the recorded loop: the error in bfloat16, the only precision that a product in fp8 gives on a card."""
+    """The recorded loop's error in bfloat16, the only precision that a product in fp8 gives on a card."""
     case = goldens.case_named("flux", SHORT)
     flux, modules = models(case["model"])
     flux.transformer.to(CUDA, torch.bfloat16)
