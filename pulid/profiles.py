@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from pulid.errors import DeviceUnavailable, UnknownProfile
@@ -13,6 +13,8 @@ TransformerForm = Literal["diffusers", "fused"]
 LinearForm = Literal["full", "fp8"]
 DecoderForm = Literal["plain", "channels_last", "compiled"]
 AUTO = "auto"  # no profile: the one that fits the cards best
+T5_SAVES = 4_600_000_000  # bytes of a card; what T5's matrices in int8 take less than in bfloat16
+T5_SAVES_HOST = 5_000_000_000  # where T5 lies there; what finds room on the card instead counts, too
 FP8_CAPABILITY = (8, 9)  # of the first cards with e4m3: Ada; then Hopper and Blackwell
 
 
@@ -29,6 +31,7 @@ class SpeedProfile:
     transformer_form: TransformerForm = "diffusers"  # whose block code runs; the weights are the same
     # Of the transformer's blocks; fp8: weights and activations in e4m3 with a scale for each row.
     linears: LinearForm = "full"
+    t5_int8: bool = False  # T5's matrices; the operator's choice, see `with_t5_in_int8`
     compiles: bool = False  # the fused form's blocks, by torch's compiler, while the engine warms up
     decoder_form: DecoderForm = "plain"  # see pulid/flux/decoder.py
     # Bytes of the card that an engine takes at most, enforced; 0: no limit. Weights for which it leaves no
@@ -51,6 +54,8 @@ class SpeedProfile:
             raise ValueError(f"The profile {self.name!r} compiles, so its transformer_form must be fused.")
         if self.linears == "fp8" and self.transformer_form != "fused":
             raise ValueError(f"The profile {self.name!r} is in fp8, so its transformer_form must be fused.")
+        if self.t5_int8 and self.linears == "full":
+            raise ValueError(f"The profile {self.name!r} computes in full precision, and so does its T5.")
         if self.skip_threshold is not None and (
             self.transformer_form != "fused" or self.captures or self.shares_steps or self.skip_threshold < 0
         ):
@@ -215,6 +220,21 @@ def _described(card: CardFacts) -> str:
 def _needs(profile: SpeedProfile) -> str:
     of_fp8 = f" and compute capability {'.'.join(map(str, FP8_CAPABILITY))}"
     return f"{profile.device_memory / 1e9:.0f} GB{'' if profile.linears == 'full' else of_fp8}"
+
+
+def with_t5_in_int8(profile: SpeedProfile) -> SpeedProfile:
+    """The same with T5's matrices in int8, and with what memory it then needs.
+
+    Where a limit of the card is enforced, it is the host that needs less. Raises ValueError for a profile
+    in full precision.
+    """
+    card, host = (0, T5_SAVES_HOST) if profile.memory_limit else (T5_SAVES, 0)
+    return replace(
+        profile,
+        t5_int8=True,
+        device_memory=profile.device_memory - card,
+        host_memory=profile.host_memory - host,
+    )
 
 
 def profile_named(name: str) -> SpeedProfile:
