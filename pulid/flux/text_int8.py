@@ -11,14 +11,10 @@ Decision: docs/decisions/0022-t5-in-int8.md
 
 from __future__ import annotations
 
-import pulid.torchvision_guard  # noqa: F401
-
-# isort: split
 from collections.abc import Iterator
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import T5EncoderModel
 
 from pulid.flux.kernels.plain import INT8, as_rows
 
@@ -26,17 +22,19 @@ from pulid.flux.kernels.plain import INT8, as_rows
 class Int8Linear(nn.Linear):
     """x (..., in) -> (..., out), in x's precision.
 
-    Takes the parameter of the linear it stands for, so that whoever goes through T5's parameters goes on
-    with it. transformers asks `wo.weight` for its precision, and leaves the activations alone for int8.
+    transformers asks `wo.weight` for its precision, and leaves the activations as they are for int8.
     """
 
     scale: Tensor  # (out,), float32
 
-    def __init__(self, linear: nn.Linear, weight: Tensor) -> None:
-        """`weight` (out, in): the numbers, where they are to be."""
-        super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
+    def __init__(self, parameter: nn.Parameter, weight: Tensor) -> None:
+        """`weight` (out, in) is quantised where it is. `parameter`, of the linear that was here, takes it.
+
+        So whoever goes through T5's parameters meanwhile goes on with it.
+        """
+        super().__init__(weight.shape[1], weight.shape[0], bias=False, device="meta")
         values, scale = as_rows(weight, INT8)
-        self.weight = linear.weight
+        self.weight = parameter
         self.weight.data = values
         self.register_buffer("scale", scale.squeeze(-1))
 
@@ -44,13 +42,13 @@ class Int8Linear(nn.Linear):
         return F.linear(x, self.weight.to(x.dtype)).mul_(self.scale)
 
 
-def t5_linears(t5: T5EncoderModel) -> Iterator[tuple[str, nn.Linear]]:
-    """By name: attention's four projections and the three of the gated MLP, of each block."""
+def t5_linears(t5: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
+    """By name, of T5 or one of its blocks: attention's four projections and the three of the gated MLP."""
     for name, module in t5.named_modules():
         if isinstance(module, nn.Linear):
             yield name, module
 
 
-def quantise(t5: T5EncoderModel, name: str, weight: Tensor) -> None:
+def quantise(t5: nn.Module, name: str, weight: Tensor) -> None:
     """Let the linear of that name have `weight` (out, in) in int8, where the weight is."""
-    t5.set_submodule(name, Int8Linear(t5.get_submodule(name), weight))
+    t5.set_submodule(name, Int8Linear(t5.get_parameter(f"{name}.weight"), weight))
