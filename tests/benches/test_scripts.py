@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from bench import accuracy, cases, denoise, lowvram, many_requests, profile_errors, record
+from bench import accuracy, cases, denoise, lowvram, many_requests, profile_errors, record, text_errors
 from bench.cases import Case
 from bench.device import is_number, summary_of
 from bench.record import PartFile
@@ -83,6 +83,15 @@ def test_the_errors_of_lossy_profiles_are_emulated_where_there_is_no_card(run, m
     assert line["text_errors"].keys() == line["cases"]["512x512"].keys()
     assert line["text_errors"]["fp8"] == 0
     assert 1e-3 < line["text_errors"]["fp8+t5-int8"] < 0.05
+
+
+def test_the_error_of_t5_in_int8_is_told_apart_from_that_of_bfloat16(run):
+    code, line, _ = run(text_errors, "--scale=tiny")
+    assert code == 0
+    errors = {name: told["relative_error"] for name, told in line["cases"].items()}
+    assert list(errors) == ["bfloat16", "int8, float32", "int8, bfloat16"]
+    assert 1e-3 < errors["bfloat16"] < errors["int8, bfloat16"] < 0.05
+    assert 1e-3 < errors["int8, float32"] < errors["int8, bfloat16"]
 
 
 def test_the_error_of_skipping_is_told_by_threshold_beside_the_share_of_what_was_skipped(run, monkeypatch):
