@@ -4,12 +4,13 @@
     python bench/profile_errors.py --device cpu --scale tiny         emulated, anywhere, in a minute
     python bench/profile_errors.py --device cpu --scale trained      alike, with the trained model of tiny
     python bench/profile_errors.py --threshold 0.05 --threshold 0.2  turbo at these thresholds, too
+    python bench/profile_errors.py --t5-int8                         fp8 with T5 in int8, too
 
-The same weights, noise, text and identity for all; relative L2 of the latents, and the PSNR of the pictures
-in 8 bits; of profiles that skip steps, the share of them. The weights are random, and so are their steps,
-but for the scale trained: the small model that comes with the package, over photos of the tests. What a face
-loses needs real weights: `flux-pulid evaluate` with either profile tells. Ends with a table and one line of
-JSON, which it also writes to bench/results/.
+The same weights, noise, prompt and identity for all; relative L2 of T5's tokens and of the latents, and the
+PSNR of the pictures in 8 bits; of profiles that skip steps, the share of them. The weights are random, and so
+are their steps, but for the scale trained: the small model that comes with the package, over photos of the
+tests. What a face loses needs real weights: `flux-pulid evaluate` with either profile tells. Ends with a
+table and one line of JSON, which it also writes to bench/results/.
 """
 
 from __future__ import annotations
@@ -43,8 +44,9 @@ from bench.random_model import SCALES, SEED, Scale, engine_of, random_parts, ran
 from bench.record import RESULTS, PartFile  # noqa: E402
 from bench.rows import Ours  # noqa: E402
 from model.portraits import photo as portrait_of  # noqa: E402 - of the tests, as random_model has them
+from pulid.engine import GenerationRequest  # noqa: E402
 from pulid.parts import Parts  # noqa: E402
-from pulid.profiles import PROFILES, SpeedProfile  # noqa: E402
+from pulid.profiles import PROFILES, SpeedProfile, with_t5_in_int8  # noqa: E402
 from pulid.tiny import tiny_engine  # noqa: E402
 
 TRAINED = replace(SCALES["tiny"], name="trained", divisor=2, num_steps=20)
@@ -65,7 +67,7 @@ def made_of(scale: Scale, device: torch.device) -> Parts:
     return tiny_engine().parts if scale is TRAINED else random_parts(scale, device, torch.bfloat16)
 
 
-def compared_profiles(scale: Scale, thresholds: Sequence[float]) -> list[SpeedProfile]:
+def compared_profiles(scale: Scale, thresholds: Sequence[float], t5_int8: bool) -> list[SpeedProfile]:
     """exact, and the lossy ones: on a CPU the same arithmetic is emulated.
 
     lowvram-* have that of fp8, and on cards without it the one that is called int8 here.
@@ -73,7 +75,8 @@ def compared_profiles(scale: Scale, thresholds: Sequence[float]) -> list[SpeedPr
     lossy = [p for p in PROFILES.values() if p.linears != "full" and not p.memory_limit]
     lossy.append(replace(PROFILES["fp8"], name="int8", linears="int8"))
     turbo = [replace(PROFILES["turbo"], name=f"turbo-{x:g}", skip_threshold=x) for x in thresholds]
-    profiles = (PROFILES["exact"], *lossy, *turbo)
+    texts = [replace(with_t5_in_int8(PROFILES["fp8"]), name="fp8+t5-int8")] * t5_int8
+    profiles = (PROFILES["exact"], *lossy, *turbo, *texts)
     return [replace(p, dtype="float32") for p in profiles] if scale is TRAINED else list(profiles)
 
 
@@ -113,6 +116,13 @@ def compared(ours: list[Any], exact: list[Any]) -> dict[str, float]:
     }
 
 
+def text_error(row: Ours, exact: Ours, request: GenerationRequest) -> float:
+    """Relative L2 of what T5 makes of the prompt."""
+    asked = (request.prompt, request.max_sequence_length)
+    ours, other = (engine.parts.text.encode(*asked).tokens for engine in (row.engine, exact.engine))
+    return round(relative(ours.float().cpu(), other.float().cpu()), 5)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--device", default="cuda")
@@ -121,6 +131,7 @@ def main() -> int:
     parser.add_argument(
         "--threshold", type=float, action="append", default=[], help="of turbo, beside its own"
     )
+    parser.add_argument("--t5-int8", action="store_true", help="fp8 with T5 in int8 is a row, too")
     parser.add_argument("--results", type=Path, default=RESULTS)
     chosen = parser.parse_args()
     diffusers.utils.logging.set_verbosity_error()  # it warns of casts that build_networks means
@@ -130,9 +141,10 @@ def main() -> int:
     if scale is TRAINED and device.type != "cpu":
         parser.error("the trained model is one for the CPU: add --device cpu")
     parts = made_of(scale, device)
-    profiles = compared_profiles(scale, chosen.threshold)
+    profiles = compared_profiles(scale, chosen.threshold, chosen.t5_int8)
     rows = {p.name: Ours(engine_of(parts, p, device), p.name) for p in profiles}
     kind = [scale.name] * (scale.name != "full") + [f"{chosen.steps}-steps"] * bool(chosen.steps)
+    kind += ["t5-int8"] * chosen.t5_int8
     names = [name for name in rows if name != "exact"]
     setting = {"scale": scale.name, "rows": names, "num_steps": chosen.steps or scale.num_steps}
     file = PartFile(chosen.results, "-".join(["errors", *kind, short_name(device)]), setting)
@@ -140,16 +152,19 @@ def main() -> int:
         say(case.name)
         made = {row: paint(rows[row], case, scale) for row in rows}
         file.cases[case.name] = {row: compared(made[row], made["exact"]) for row in names}
+    prompt = random_request(scale, CASES[0].width, CASES[0].height)
+    texts = {row: text_error(rows[row], rows["exact"], prompt) for row in names}
     how = "measured" if device.type == "cuda" else "emulated on a CPU"
     weights = "small, trained" if scale is TRAINED else "random"
-    say(f"wrote {file.write(bench='errors', weights=weights, how=how, **facts(device))}")
+    say(f"wrote {file.write(bench='errors', weights=weights, how=how, text_errors=texts, **facts(device))}")
     for name, told in file.cases.items():
         for row, errors in told.items():
             print(
                 f"{name:<24} {row:<10} latents {errors['relative_latent_error']:.5f}  {errors['psnr_db']} dB"
                 f"  skipped {errors['skipped_percent']} %"
             )
-    print(json.dumps({"bench": "errors", "how": how, "cases": file.cases}))
+    print(f"T5's tokens: {', '.join(f'{row} {told:.5f}' for row, told in texts.items())}")
+    print(json.dumps({"bench": "errors", "how": how, "text_errors": texts, "cases": file.cases}))
     return 0
 
 

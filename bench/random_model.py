@@ -31,6 +31,9 @@ from pulid.flux import latents, sampling  # noqa: E402
 from pulid.flux.compiled import compiled_blocks  # noqa: E402
 from pulid.flux.packing import double_weights, single_weights  # noqa: E402
 from pulid.flux.quantised import PRECISIONS, block_linears, quantise  # noqa: E402
+from pulid.flux.text import TextEncoder  # noqa: E402
+from pulid.flux.text_int8 import quantise as quantise_t5  # noqa: E402
+from pulid.flux.text_int8 import t5_linears  # noqa: E402
 from pulid.parts import FLUX_DEV, Architecture, Networks, Parts, build_networks  # noqa: E402
 from pulid.pipeline import PulidFluxEngine  # noqa: E402
 from pulid.profiles import SpeedProfile  # noqa: E402
@@ -134,12 +137,27 @@ def engine_of(parts: Parts, profile: SpeedProfile, device: torch.device) -> Puli
     if profile.linears != "full":  # in memory of its own
         for _, linear in block_linears(networks.transformer):
             quantise(linear, linear.weight.data, PRECISIONS[profile.linears])
-    engine = PulidFluxEngine(replace(parts, networks=networks), profile, device)
+    text = in_int8(parts.text, device) if profile.t5_int8 else parts.text
+    engine = PulidFluxEngine(replace(parts, networks=networks, text=text), profile, device)
     if profile.compiles:
         engine.warm_up(compiled_blocks(backend_of(device)))
     elif device.type == "cuda":
         engine.warm_up()
     return engine
+
+
+def in_int8(text: TextEncoder, device: torch.device) -> TextEncoder:
+    """Another encoder, which has read no prompt; T5's matrices are in memory of their own."""
+    t5 = shell(text._t5)
+    for name, linear in list(t5_linears(t5)):
+        quantise_t5(t5, name, linear.weight.data)
+    return TextEncoder(
+        t5=t5,
+        t5_tokenizer=text._t5_tokenizer,
+        clip=text._clip,
+        clip_tokenizer=text._clip_tokenizer,
+        device=device,
+    )
 
 
 def pack(transformer: FluxTransformer2DModel) -> None:

@@ -42,6 +42,8 @@ from pulid.flux.quantised import (
 )
 from pulid.flux.streaming import Slots, module_tensors
 from pulid.flux.text import TextEncoder, load_clip, load_t5, stream_t5
+from pulid.flux.text_int8 import quantise as quantise_t5
+from pulid.flux.text_int8 import t5_linears
 from pulid.identity.eva_clip import load_eva_state
 from pulid.identity.face import FaceReader, load_face_reader
 from pulid.parts import FLUX_DEV, Architecture, Networks, Parts, build_networks, build_text_models
@@ -140,7 +142,16 @@ def engine_of(
     needed = total if where is None else where.on_device
     dtype = getattr(torch, profile.dtype)
     try:
-        parts = put_on_device(model, device, dtype, loras, progress, linears=profile.linears, where=where)
+        parts = put_on_device(
+            model,
+            device,
+            dtype,
+            loras,
+            progress,
+            linears=profile.linears,
+            t5_int8=profile.t5_int8,
+            where=where,
+        )
         engine = PulidFluxEngine(parts, profile, device)
         if device.type == "cuda" or profile.compiles:
             if progress is not None:
@@ -312,6 +323,7 @@ def put_on_device(
     progress: Progress | None = None,
     *,
     linears: LinearForm = "full",
+    t5_int8: bool = False,
     where: Placement | None = None,
 ) -> Parts:
     """All networks on `device`: the autoencoder and the face networks in float32, the others in `dtype`.
@@ -322,13 +334,16 @@ def put_on_device(
     networks = model.networks
     away = set() if where is None else tensors_away(model, where)
     quantised = {f"{name}.weight": linear for name, linear in block_linears(networks.transformer)}
+    in_int8 = {f"{name}.weight": name for name, _ in t5_linears(model.t5)} if t5_int8 else {}
     for name, network in model.named():
         precision = torch.float32 if network is networks.autoencoder else dtype
         changes = changes_of(loras) if network is networks.transformer else {}
         for tensor_name, tensor in tensors_of(network):
             size = tensor.nbytes
             to_add = changes.get(tensor_name, ())
-            if linears == "full" or network is not networks.transformer or tensor_name not in quantised:
+            if network is model.t5 and tensor_name in in_int8:
+                quantise_t5(model.t5, in_int8[tensor_name], tensor.data.to(device))
+            elif linears == "full" or network is not networks.transformer or tensor_name not in quantised:
                 put(tensor, device, torch.float32 if tensor_name.endswith(SCALE) else precision, to_add)
             else:
                 put_quantised(quantised[tensor_name], device, PRECISIONS[linears], to_add)

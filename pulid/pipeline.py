@@ -141,6 +141,7 @@ class PulidFluxEngine:
                 **_details(self._flux),
                 **_details(self._forward),
                 **_skipping(profile),
+                **({"t5": "weights in int8"} if profile.t5_int8 else {}),
                 "decoder": self._decoder.note,
             },
         )

@@ -22,6 +22,7 @@ from pulid.flux.modulation import modulation_linears
 from pulid.flux.packing import block_without_modulation
 from pulid.flux.quantised import SCALE, block_linears
 from pulid.flux.streaming import NUM_SLOTS, module_tensors, padded_size
+from pulid.flux.text_int8 import t5_linears
 from pulid.parts import FluxStreams, Networks
 from pulid.profiles import SpeedProfile
 
@@ -101,14 +102,15 @@ def placement(
 ) -> Placement | None:
     """Where the profile's limit lets the weights be; None where it has no limit.
 
-    The networks may be on the meta device, in any precision, quantised or not. Where nothing but slots and
-    what never leaves has room, and not even that, all kinds come in turn: loading then ends with the error
-    of too little memory.
+    The networks may be on the meta device, in any precision, FLUX's quantised or not. Where nothing but slots
+    and what never leaves has room, and not even that, all kinds come in turn: loading then ends with the
+    error of too little memory.
     """
     if not profile.memory_limit:
         return None
     bytes_each = getattr(torch, profile.dtype).itemsize
-    sizes = Sizes(networks.transformer, bytes_each, quantised=profile.linears != "full")
+    in_int8 = [linear for _, linear in t5_linears(t5)] if profile.t5_int8 else ()
+    sizes = Sizes(networks.transformer, bytes_each, quantised=profile.linears != "full", also=in_int8)
     transformer = networks.transformer
     doubles = Group([sizes.of_block(block) for block in transformer.transformer_blocks])
     singles = Group([sizes.of_block(block) for block in transformer.single_transformer_blocks])
@@ -145,12 +147,19 @@ def spread(total: int, count: int) -> tuple[int, ...]:
 
 
 class Sizes:
-    """Bytes of a transformer's weights in the precisions that a profile gives them."""
+    """Bytes of weights in the precisions that a profile gives them; `also`: other linears in 8 bits."""
 
-    def __init__(self, transformer: FluxTransformer2DModel, bytes_each: int, *, quantised: bool) -> None:
+    def __init__(
+        self,
+        transformer: FluxTransformer2DModel,
+        bytes_each: int,
+        *,
+        quantised: bool,
+        also: Sequence[nn.Linear] = (),
+    ) -> None:
         self._bytes = bytes_each
         linears = (linear for _, linear in block_linears(transformer)) if quantised else ()
-        self._outputs = {id(linear.weight): linear.out_features for linear in linears}
+        self._outputs = {id(linear.weight): linear.out_features for linear in (*linears, *also)}
         self._scales = {id(linear.weight_scale) for linear in transformer.modules() if hasattr(linear, SCALE)}
 
     def of_all(self, module: nn.Module) -> int:

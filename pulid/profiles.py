@@ -16,6 +16,8 @@ AUTO = "auto"  # no profile: the one that fits the cards best
 # Of the first cards that compute so. e4m3: Ada, then Hopper and Blackwell. int8: Ampere, the first with
 # bfloat16 beside it.
 CAPABILITIES: Mapping[LinearForm, tuple[int, int]] = {"full": (0, 0), "int8": (8, 0), "fp8": (8, 9)}
+T5_SAVES = 4_600_000_000  # bytes of a card; what T5's matrices in int8 take less than in bfloat16
+T5_SAVES_HOST = 5_000_000_000  # where T5 lies there; what finds room on the card instead counts, too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +34,7 @@ class SpeedProfile:
     # Of the transformer's blocks; fp8 and int8: weights and activations in eight bits, a scale for each row.
     linears: LinearForm = "full"
     before_fp8: Literal["refused", "int8"] = "refused"  # what a card without e4m3 does instead of fp8
+    t5_int8: bool = False  # T5's matrices; the operator's choice, see `with_t5_in_int8`
     compiles: bool = False  # the fused form's blocks, by torch's compiler, while the engine warms up
     decoder_form: DecoderForm = "plain"  # see pulid/flux/decoder.py
     # Bytes of the card that an engine takes at most, enforced; 0: no limit. Weights for which it leaves no
@@ -56,6 +59,8 @@ class SpeedProfile:
             raise ValueError(
                 f"The profile {self.name!r} is in {self.linears}, so its transformer_form must be fused."
             )
+        if self.t5_int8 and self.linears == "full":
+            raise ValueError(f"The profile {self.name!r} computes in full precision, and so does its T5.")
         if self.skip_threshold is not None and (
             self.transformer_form != "fused" or self.captures or self.shares_steps or self.skip_threshold < 0
         ):
@@ -265,6 +270,21 @@ def _needs(profile: SpeedProfile) -> str:
     least = least_capability(profile)
     of_card = f" and compute capability {_version(least)}" if least > CAPABILITIES["full"] else ""
     return f"{profile.device_memory / 1e9:.0f} GB{of_card}"
+
+
+def with_t5_in_int8(profile: SpeedProfile) -> SpeedProfile:
+    """The same with T5's matrices in int8, and with what memory it then needs.
+
+    Where a limit of the card is enforced, it is the host that needs less. Raises ValueError for a profile
+    in full precision.
+    """
+    card, host = (0, T5_SAVES_HOST) if profile.memory_limit else (T5_SAVES, 0)
+    return replace(
+        profile,
+        t5_int8=True,
+        device_memory=profile.device_memory - card,
+        host_memory=profile.host_memory - host,
+    )
 
 
 def profile_named(name: str) -> SpeedProfile:

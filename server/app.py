@@ -200,15 +200,17 @@ def shared_places(settings: Settings, devices: tuple[str, ...]) -> SharedPlaces 
 
 
 def settled(settings: Settings, say: Callable[[str], object], *, first_device_only: bool = False) -> Settings:
-    """The same with a profile in place of `auto`; `say` hears which, and why.
+    """The same with a profile in place of `auto`, which knows no T5 in int8; `say` hears which, and why.
 
     `first_device_only`: for what uses no other of its devices. Raises SettingsError or DeviceUnavailable.
     """
     if settings.profile != AUTO:
         return settings
     name, why = engines.profile_for_cards(settings.devices, first_only=first_device_only)
+    if settings.t5_int8:
+        why += " It leaves T5 in bfloat16: t5_int8 goes with a profile that is named."
     say(why)
-    return settings.model_copy(update={"profile": name})
+    return settings.model_copy(update={"profile": name, "t5_int8": False})
 
 
 def devices_of(settings: Settings) -> tuple[str, ...]:
@@ -234,6 +236,7 @@ def engine_factory(
         choice=choice_of(settings),
         loras=settings.loras,
         turbo_threshold=settings.turbo_threshold,
+        t5_int8=settings.t5_int8,
         compile_cache=settings.data_dir / "compile-cache" if keeps_compiled_code else None,
         progress=None if say is None else LoadingReport(say),
     )

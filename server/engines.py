@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING
 
 from pulid.engine import Engine, FaceMode, LoadProgress
 from pulid.errors import DeviceUnavailable, SetupError
-from pulid.profiles import PROFILES, LinearForm, SpeedProfile, chosen_for, profile_named
+from pulid.profiles import (
+    PROFILES,
+    LinearForm,
+    SpeedProfile,
+    chosen_for,
+    profile_named,
+    with_t5_in_int8,
+)
 from server.model_files import (
     Loras,
     checkpoints_of,
@@ -40,6 +47,7 @@ def create_engine(
     choice: Choice = Choice(),  # noqa: B008 - frozen
     loras: Loras = (),
     turbo_threshold: float | None = None,
+    t5_int8: bool = False,
     compile_cache: Path | None = None,
     progress: Callable[[str, LoadProgress], None] | None = None,
 ) -> Engine:
@@ -47,11 +55,11 @@ def create_engine(
 
     `device` is one of `devices_for`; `profile` None means exact. The files are looked at before the
     device is touched; `progress` hears on which device and how far the loading is. `turbo_threshold`, for
-    the profile turbo only, takes the place of its own. What compilers make
-    goes to `compile_cache`, unless the environment names another folder. Raises UnknownProfile,
-    SettingsError, DeviceUnavailable or WeightsMissing.
+    the profile turbo only, takes the place of its own; `t5_int8` is for profiles in 8 bits.
+    What compilers make goes to `compile_cache`, unless the environment names another folder. Raises
+    UnknownProfile, SettingsError, DeviceUnavailable or WeightsMissing.
     """
-    chosen = profile_or_exact(profile)
+    chosen = profile_with(profile, t5_int8=t5_int8)
     if turbo_threshold is not None:
         chosen = replace(chosen, skip_threshold=turbo_threshold)
     require_loras(chosen, loras)
@@ -100,6 +108,12 @@ def keep_compiled_code(folder: Path) -> None:
 def profile_or_exact(name: str | None) -> SpeedProfile:
     """Raises UnknownProfile."""
     return PROFILES["exact"] if name is None else profile_named(name)
+
+
+def profile_with(name: str | None, *, t5_int8: bool) -> SpeedProfile:
+    """The profile, with T5 as the operator wants it. Raises UnknownProfile."""
+    profile = profile_or_exact(name)
+    return with_t5_in_int8(profile) if t5_int8 else profile
 
 
 def profile_for_cards(devices: str, *, first_only: bool = False) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from server.checks.libraries import check_onnx_packages, libraries
 from server.checks.machine import machine
 from server.checks.service import service
 from server.checks.shared import shared
-from server.engines import profile_or_exact, require_fitting
+from server.engines import profile_or_exact, profile_with, require_fitting
 from server.settings import Settings
 
 
@@ -19,7 +19,7 @@ def thorough(settings: Settings) -> list[Finding]:
 
     Raises SettingsError for settings that do not fit each other.
     """
-    profile = profile_or_exact(settings.profile)
+    profile = profile_with(settings.profile, t5_int8=settings.t5_int8)
     require_fitting(profile, settings.devices, settings.loras)
     return [
         *machine(profile, settings.devices),

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 from pulid.errors import DeviceUnavailable, SetupError
-from pulid.profiles import PROFILES, SpeedProfile, fits, on_card, why_not
+from pulid.profiles import PROFILES, SpeedProfile, fits, on_card, why_not, with_t5_in_int8
 from server import engines
 from server.checks.finding import Finding, fault, gigabytes, ok, warning
 
@@ -172,9 +172,11 @@ def check_card(profile: SpeedProfile, card: Card, free: int | None) -> Finding:
         )
     if problem := why_not(profile, check, card.name, card.capability):
         return fault(check, problem)
-    fitting = [p.name for p in PROFILES.values() if fits(p, card)]
+    fitting = [p.name for p in PROFILES.values() if fits(in_int8(p) if profile.t5_int8 else p, card)]
     if card.memory < profile.device_memory:
         smaller = f"--profile {fitting[0]} fits" if fitting else "No profile for smaller cards exists yet"
+        if not profile.t5_int8 and fits(in_int8(profile), card):
+            smaller += f", and {profile.name} with --t5-int8 true"
         return fault(
             check,
             f"{what}: {profile.name} needs {gigabytes(profile.device_memory)}. Choose cards with more with "
@@ -193,6 +195,11 @@ def check_card(profile: SpeedProfile, card: Card, free: int | None) -> Finding:
         "" if form == profile.linears else f" {profile.name} computes in {form} there, not {profile.linears}."
     )
     return ok(check, f"{what}{room}. What fits: {', '.join(fitting)}.{how}")
+
+
+def in_int8(profile: SpeedProfile) -> SpeedProfile:
+    """With T5 in int8, where the profile can."""
+    return profile if profile.linears == "full" else with_t5_in_int8(profile)
 
 
 def _workers(profile: SpeedProfile, devices: str) -> int:

@@ -97,7 +97,7 @@ def with_a_profile(asked: Settings) -> tuple[Settings, list[Finding]]:
     try:
         settings = settled(asked, lambda why: said.append(ok("profile", why)))
     except DeviceUnavailable as exc:
-        return asked.model_copy(update={"profile": None}), [fault("profile", str(exc))]
+        return asked.model_copy(update={"profile": None, "t5_int8": False}), [fault("profile", str(exc))]
     return settings, said
 
 

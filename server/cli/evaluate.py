@@ -72,11 +72,12 @@ def evaluate(
     weights_dir: Annotated[str | None, typer.Option("--weights-dir", help="As for serve.")] = None,
     face_mode: Annotated[str | None, typer.Option("--face-mode", help="As for serve.")] = None,
     turbo_threshold: Annotated[str | None, typer.Option("--turbo-threshold", help="As for serve.")] = None,
+    t5_int8: Annotated[str | None, typer.Option("--t5-int8", help="As for serve.")] = None,
     **given: str | None,
 ) -> None:
     """Paint every face with every prompt, and report how alike the pictures are."""
     flags = {"profile": profile, "devices": devices, "weights_dir": weights_dir, "face_mode": face_mode}
-    flags["turbo_threshold"] = turbo_threshold
+    flags |= {"turbo_threshold": turbo_threshold, "t5_int8": t5_int8}
     with clean_exit():
         settings = load_settings(flags=used(flags), config=config).settings
         plan = make_plan(
@@ -111,6 +112,8 @@ def about_of(settings: Settings) -> About:
     if profile.skip_threshold is not None:
         own = settings.turbo_threshold
         chosen["turbo_threshold"] = profile.skip_threshold if own is None else own
+    if settings.t5_int8:
+        chosen["t5_int8"] = True
     # The tiny profile has weights of its own.
     decisive = {"face_mode": settings.face_mode} if profile.name == "tiny" else chosen
     return About(server.__version__, profile.name, profile.notice, decisive)

@@ -59,11 +59,12 @@ def generate(
     weights_dir: Annotated[str | None, typer.Option("--weights-dir", help="As for serve.")] = None,
     face_mode: Annotated[str | None, typer.Option("--face-mode", help="As for serve.")] = None,
     turbo_threshold: Annotated[str | None, typer.Option("--turbo-threshold", help="As for serve.")] = None,
+    t5_int8: Annotated[str | None, typer.Option("--t5-int8", help="As for serve.")] = None,
     **given: str | None,
 ) -> None:
     """Paint portraits of the person in a photo, without a server."""
     flags = {"profile": profile, "devices": devices, "weights_dir": weights_dir, "face_mode": face_mode}
-    flags["turbo_threshold"] = turbo_threshold
+    flags |= {"turbo_threshold": turbo_threshold, "t5_int8": t5_int8}
     with clean_exit():
         settings = load_settings(flags=used(flags), config=config).settings
         values = {**source_of(face or [], identity), "prompt": prompt, **used(given)}

@@ -168,6 +168,17 @@ def test_generate_tells_how_many_steps_were_skipped(engine, out):
     assert "skipped" not in run("generate", "--face", FACE, "--prompt", "x", "--out", out, *SMALL).stdout
 
 
+@pytest.mark.parametrize("command", ["generate", "evaluate"])
+def test_t5_in_int8_is_refused_by_a_profile_in_full_precision(command, tmp_path):
+    given = {
+        "generate": ["--prompt", "x", "--face", FACE, "--out", tmp_path / "out.png"],
+        "evaluate": [tmp_path, tmp_path / "prompts.txt", "--out", tmp_path / "report"],
+    }
+    done = run(command, *given[command], "--profile", "tiny", "--t5-int8", "true")
+    assert done.exit_code == 2
+    assert "t5_int8 = true is for profiles that compute in 8 bits: tiny does not." in done.stderr
+
+
 def test_several_pictures_get_numbered_files(engine, out):
     done = generate(out, "--num-outputs", "3", "--seed", "20")
     assert done.exit_code == 0, done.output

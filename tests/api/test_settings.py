@@ -278,6 +278,31 @@ def test_beside_an_unknown_profile_a_threshold_says_nothing_more():
     assert len(message(flags={"profile": "fast", "turbo_threshold": "0.2"}).splitlines()) == 1
 
 
+@pytest.mark.parametrize("profile", [None, "exact", "tiny"])
+def test_t5_in_int8_is_refused_where_nothing_else_is_in_8_bits(monkeypatch, config, profile):
+    named = {} if profile is None else {"profile": profile}
+    said = (
+        f"t5_int8 = true is for profiles that compute in 8 bits: {profile or 'exact'} does not. "
+        "Leave t5_int8 out, or choose the profile fp8."
+    )
+    assert message(flags={"t5_int8": "true", **named}) == said
+    assert message(flags=named, config=config("t5_int8 = true")) == said
+    monkeypatch.setenv("FLUX_PULID_T5_INT8", "1")
+    assert message(flags=named) == said
+    assert not load_settings(flags={"t5_int8": "false", **named}).settings.t5_int8
+
+
+@pytest.mark.parametrize("profile", ["fp8", "turbo", "lowvram-24g", "lowvram-16g", "lowvram-12g", "auto"])
+def test_t5_in_int8_is_taken_by_the_others(config, profile):
+    path = config(f'profile = "{profile}"\nt5_int8 = true')
+    assert load_settings(config=path).settings.t5_int8
+    assert not load_settings(flags={"profile": profile}).settings.t5_int8
+
+
+def test_beside_an_unknown_profile_t5_in_int8_says_nothing_more():
+    assert len(message(flags={"profile": "fast", "t5_int8": "true"}).splitlines()) == 1
+
+
 SECRET = "SG_zebra-in-a-tutu"
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from bench import accuracy, cases, denoise, lowvram, many_requests, profile_errors, record
+from bench import accuracy, cases, denoise, lowvram, many_requests, profile_errors, record, text_errors
 from bench.cases import Case
 from bench.device import is_number, summary_of
 from bench.record import PartFile
@@ -72,12 +72,26 @@ def test_variants_of_a_profile_are_rows_of_their_own_parts(run, monkeypatch):
 
 def test_the_errors_of_lossy_profiles_are_emulated_where_there_is_no_card(run, monkeypatch):
     monkeypatch.setattr(profile_errors, "CASES", (Case(width=512, height=512, repeats=1),))
-    code, line, _ = run(profile_errors, *TINY[:2])
+    code, line, _ = run(profile_errors, *TINY[:2], "--t5-int8")
     assert (code, line["how"]) == (0, "emulated on a CPU")
     told = line["cases"]["512x512"]["fp8"]
     assert 1e-3 < told["relative_latent_error"] < 0.2
     assert 20 < told["psnr_db"] < 60
     assert told["skipped_percent"] == 0
+    in_int8 = line["cases"]["512x512"]["fp8+t5-int8"]
+    assert 0 < abs(in_int8["relative_latent_error"] - told["relative_latent_error"]) < 0.02
+    assert line["text_errors"].keys() == line["cases"]["512x512"].keys()
+    assert line["text_errors"]["fp8"] == 0
+    assert 1e-3 < line["text_errors"]["fp8+t5-int8"] < 0.05
+
+
+def test_the_error_of_t5_in_int8_is_told_apart_from_that_of_bfloat16(run):
+    code, line, _ = run(text_errors, "--scale=tiny")
+    assert code == 0
+    errors = {name: told["relative_error"] for name, told in line["cases"].items()}
+    assert list(errors) == ["bfloat16", "int8, float32", "int8, bfloat16"]
+    assert 1e-3 < errors["bfloat16"] < errors["int8, bfloat16"] < 0.05
+    assert 1e-3 < errors["int8, float32"] < errors["int8, bfloat16"]
 
 
 def test_the_error_of_skipping_is_told_by_threshold_beside_the_share_of_what_was_skipped(run, monkeypatch):

@@ -133,6 +133,17 @@ def test_the_dial_of_turbo_is_refused_beside_it():
         Settings(profile=AUTO, turbo_threshold=0.1)
 
 
+def test_t5_in_int8_is_for_a_profile_that_is_named(machine):
+    """Else the choice would be another one, or a setting would be dropped without a word."""
+    machine(card("RTX 5090", 33.6, (12, 0)))
+    said = []
+    settings = settled(Settings(profile=AUTO, t5_int8=True), said.append)
+    assert (settings.profile, settings.t5_int8) == ("lowvram-24g", False)
+    assert said[0].endswith(" It leaves T5 in bfloat16: t5_int8 goes with a profile that is named.")
+    settled(Settings(profile=AUTO), said.append)
+    assert "T5" not in said[1]
+
+
 def test_the_doctor_tells_what_it_chooses_and_judges_by_that(machine, tmp_path):
     machine(card("RTX 4080", 16.8, (8, 9)))
     done = doctor(tmp_path)
@@ -140,16 +151,27 @@ def test_the_doctor_tells_what_it_chooses_and_judges_by_that(machine, tmp_path):
     assert "the profile lowvram-16g does not run here as it is" in done.stdout  # it has no weights
 
 
-def test_where_nothing_fits_the_doctor_says_so_and_goes_on(machine, tmp_path):
+@pytest.mark.parametrize("t5_int8", ["false", "true"])
+def test_where_nothing_fits_the_doctor_says_so_and_goes_on(machine, tmp_path, t5_int8):
     machine()
-    done = doctor(tmp_path)
+    done = doctor(tmp_path, "--t5-int8", t5_int8)
     assert done.exit_code == 1
     assert "The auto profile needs a CUDA device" in done.stdout
     assert "weights" in done.stdout
 
 
-def doctor(folder):
-    flags = ["--profile", "auto", "--port", "0", "--data-dir", str(folder), "--weights-dir", str(folder)]
+def doctor(folder, *more):
+    flags = [
+        "--profile",
+        "auto",
+        "--port",
+        "0",
+        "--data-dir",
+        str(folder),
+        "--weights-dir",
+        str(folder),
+        *more,
+    ]
     return CliRunner().invoke(app, ["doctor", *flags], env={"COLUMNS": "400"})
 
 

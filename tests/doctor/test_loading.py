@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pulid.engine import LoadProgress
-from pulid.profiles import PROFILES
+from pulid.profiles import PROFILES, with_t5_in_int8
 from server.app import engine_factory
 from server.cli.generate import show_loading
 from server.loading import EVERY_S, LoadingReport
@@ -101,6 +101,17 @@ def test_turbo_is_loaded_with_the_threshold_of_the_settings_or_its_own(monkeypat
     monkeypatch.setattr("server.engines.require_checkpoints", lambda checkpoints, home: None)
     engine_factory(Settings(profile="turbo", weights_dir=tmp_path, **given))("cuda:0")
     assert loaded == [replace(PROFILES["turbo"], skip_threshold=used)]
+
+
+@pytest.mark.parametrize("profile", ["fp8", "turbo", "lowvram-16g"])
+def test_t5_is_in_int8_where_the_settings_say_so(monkeypatch, tmp_path, profile):
+    loaded = []
+    monkeypatch.setattr("pulid.load.load_engine", lambda profile, *rest, **options: loaded.append(profile))
+    monkeypatch.setattr("server.engines.require_checkpoints", lambda checkpoints, home: None)
+    for asked in (False, True):
+        settings = Settings(profile=profile, weights_dir=tmp_path, t5_int8=asked)
+        pickle.loads(pickle.dumps(engine_factory(settings)))("cuda:0")  # noqa: S301 - as a worker gets it
+    assert loaded == [PROFILES[profile], with_t5_in_int8(PROFILES[profile])]
 
 
 def test_the_factory_of_the_server_travels_to_a_worker_which_says_it_in_its_own_way():

@@ -7,7 +7,7 @@ import stat
 import pytest
 
 from pulid.probe import Card, TorchFacts, has_kernels
-from pulid.profiles import PROFILES
+from pulid.profiles import PROFILES, with_t5_in_int8
 from server.checks.machine import (
     Driver,
     available_memory,
@@ -233,6 +233,31 @@ def test_a_card_without_fp8_is_told_so_and_what_fits_is_named():
     assert (found.state, found.text.endswith(" lowvram-12g computes in int8 there, not fp8.")) == ("ok", True)
     l40 = dataclasses.replace(a100, memory=40 * 10**9, capability=(8, 9))
     assert "--profile fp8 fits." in check_card(EXACT, l40, None).text
+
+
+def test_t5_in_int8_makes_room_on_a_card_that_else_is_too_small():
+    its = Card(
+        number=1, name="RTX 5090", uuid="", memory=33_600_000_000, capability=(12, 0), has_kernels=True
+    )
+    found = check_card(PROFILES["fp8"], its, None)
+    assert found.state == "fault"
+    assert "--profile lowvram-24g fits, and fp8 with --t5-int8 true." in found.text
+    small = with_t5_in_int8(PROFILES["fp8"])
+    found = check_card(small, its, None)
+    assert found.state == "ok"
+    assert "What fits: fp8, turbo, lowvram-24g" in found.text
+    assert "fp8 needs 31.4 GB" in check_card(small, its, 20 * 10**9).text
+    l4 = dataclasses.replace(its, memory=24 * 10**9)
+    assert "needs 31.4 GB" in (said := check_card(small, l4, None).text)
+    assert "t5-int8" not in said
+    assert "t5-int8" not in check_card(EXACT, l4, None).text
+
+
+def test_t5_in_int8_takes_less_of_the_host_where_t5_lies_there(monkeypatch):
+    monkeypatch.setattr("server.checks.machine.available_memory", lambda: 23 * 10**9)
+    profile = PROFILES["lowvram-16g"]
+    assert check_memory(profile, workers=1).state == "warning"
+    assert check_memory(with_t5_in_int8(profile), workers=1).state == "ok"
 
 
 def test_where_no_card_is_the_finding_names_the_profile_without_one():

@@ -181,6 +181,11 @@ def test_pictures_of_turbo_are_of_its_threshold_and_others_have_none(given, thre
     assert "turbo_threshold" not in about_of(Settings(profile="fp8")).settings
 
 
+def test_pictures_with_t5_in_int8_are_another_evaluation_and_others_are_what_they_were():
+    assert about_of(Settings(profile="fp8", t5_int8=True)).settings["t5_int8"] is True
+    assert "t5_int8" not in about_of(Settings(profile="fp8")).settings
+
+
 def test_other_photos_prompts_or_seeds_are_another_evaluation(evaluate, engine, faces, prompts):
     assert evaluate(*SMALL).exit_code == 0
     assert "different: seeds" in evaluate(*SMALL, "--seed", "5").stderr

@@ -15,6 +15,7 @@ from files.tiny_files import BFLOAT16, FLOAT32, TINY_FILES
 from model.portraits import picture, within_one_level
 from pulid.errors import DeviceUnavailable, WeightsMissing
 from pulid.flux.kernels.plain import as_rows
+from pulid.flux.text_int8 import t5_linears
 from pulid.load import load_engine, put_on_device, read_model, require_all
 from pulid.profiles import PROFILES, on_card
 from pulid.quantise import quantise_file
@@ -316,6 +317,22 @@ def test_on_the_cpu_a_tensor_that_keeps_its_precision_stays_in_its_file(paths):
     put_on_device(model, CPU, torch.float32)
     mappings = Mappings()
     assert {mappings.file_of(p) for p in model.networks.idformer.parameters()} == {str(paths.pulid)}
+
+
+def test_t5_in_int8_is_quantised_as_it_goes_to_the_device_and_keeps_no_file_open(paths):
+    """Each matrix from its file; what is beside the matrices has the profile's precision."""
+    original, model = read(paths).t5, read(paths)
+    put_on_device(model, CPU, torch.bfloat16, linears="fp8", t5_int8=True)
+    mappings = Mappings()
+    for name, linear in t5_linears(original):
+        there = model.t5.get_submodule(name)
+        rows = as_rows(linear.weight.data, torch.int8)
+        assert torch.equal(there.weight, rows.values)
+        assert torch.equal(there.scale, rows.scale[:, 0])
+        assert mappings.file_of(there.weight) == ""
+    kinds = {tensor.dtype for name, tensor in model.t5.named_parameters()}
+    assert kinds == {torch.int8, torch.bfloat16}
+    assert model.t5.shared.weight.dtype is torch.bfloat16
 
 
 def test_no_tensor_that_was_cast_keeps_its_file_open(parts):

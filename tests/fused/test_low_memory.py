@@ -18,7 +18,7 @@ from pulid.flux.tiles import OVERLAP, PIXELS, decoded_in_tiles, starts
 from pulid.load import FileModel, engine_of, limit_memory
 from pulid.parts import build_networks
 from pulid.placement import placement
-from pulid.profiles import PROFILES
+from pulid.profiles import PROFILES, with_t5_in_int8
 from pulid.seeded import SMALL, fill_randomly, seeded_text_encoder, small_face_reader
 from pulid.tiny import tiny_engine
 
@@ -161,6 +161,24 @@ def test_the_small_engines_stream_what_the_large_ones_do(original, name, away):
     where = placed(original, with_room_for(original, **LIKE[name]))
     groups = (where.doubles, where.singles, where.modulation, where.t5)
     assert tuple(len(group.away) for group in groups) == away
+
+
+def test_t5_in_int8_comes_in_turn_with_the_bytes_that_it_has_where_it_stays(
+    original, small, expected, poisoned
+):
+    """In a slot a block is its numbers and its scales; text and picture are others than without."""
+    profile = with_t5_in_int8(with_room_for(original))
+    where = placed(original, profile)
+    engine, resident = (engine_with(original, p) for p in (profile, with_t5_in_int8(RESIDENT)))
+    coming = [one.parcel.nbytes for one in engine._text._t5.encoder.block._items]
+    assert where.t5.away == (0, 1)
+    assert coming == where.t5.sizes
+    assert 3 * where.t5.slot < max(placed(original, STREAMED).t5.sizes)  # of float32, with scales and norms
+    pictures = generate(resident, REQUESTS["guided"]).images
+    assert_painted(generate(engine, REQUESTS["guided"]).images, pictures)
+    assert not np.array_equal(pictures[0], expected["guided"][0])
+    assert engine.info.details["t5"] == resident.info.details["t5"] == "weights in int8"
+    assert "t5" not in small.info.details
 
 
 def test_requests_after_each_other_leave_no_trace(small, expected):

@@ -21,7 +21,7 @@ from pulid.flux.tiles import PIXELS, decoded_in_tiles
 from pulid.identity.attention import FoldedAttention, FoldedIdentity
 from pulid.parts import FLUX_DEV, build_networks, build_text_models
 from pulid.placement import placement
-from pulid.profiles import CONTEXT, LOW_MEMORY, PROFILES
+from pulid.profiles import CONTEXT, LOW_MEMORY, PROFILES, with_t5_in_int8
 
 WIDTH, HEIGHT, TEXT = 896, 1152, 128  # the default request
 CARDS = {"lowvram-24g": 24, "lowvram-16g": 16, "lowvram-12g": 12}
@@ -135,6 +135,32 @@ def test_what_comes_from_the_host_is_what_the_documents_say(profile, places):
         f"{where.on_host / 1e9:.1f} GB",
     ]
     assert "| " + " | ".join(cells) + " |" in text_of("docs/profiles.md")
+
+
+@EACH
+def test_with_t5_in_int8_more_stays_on_the_card_and_less_lies_in_the_host(profile, model, places):
+    profile, before = with_t5_in_int8(profile), places[profile.name]
+    where = placement(profile, model.networks, model.t5, model.clip)
+    assert where.on_device + profile.working_memory <= profile.memory_limit
+    assert where.on_host + 2 * 10**8 <= profile.host_memory <= where.on_host + 1.2e9
+    assert where.on_host < before.on_host - 4.6e9
+    blocks = len(where.doubles.away) + len(where.singles.away)
+    cells = [
+        f"`{profile.name}`",
+        f"{blocks} of 57",
+        f"{len(where.modulation.away)} of 77",
+        f"{len(where.t5.away)} of 24",
+        f"{where.t5.coming / 1e9:.1f} GB",
+        f"{where.on_host / 1e9:.1f} GB",
+        f"{profile.host_memory / 1e9:.0f} GB",
+    ]
+    assert "| " + " | ".join(cells) + " |" in text_of("docs/profiles.md")
+
+
+def test_what_t5_in_int8_makes_possible_is_what_the_documents_say():
+    needs = {name: with_t5_in_int8(PROFILES[name]).device_memory / 1e9 for name in ("fp8", "turbo")}
+    said = f"`fp8` then needs {needs['fp8']:.1f} GB and `turbo` {needs['turbo']:.1f} GB"
+    assert said in text_of("docs/profiles.md")
 
 
 def test_sizes_are_those_of_the_weights_themselves(model, places):

@@ -5,6 +5,7 @@ python -m pytest -m gpu -s tests/gpu/test_fp8_on_cuda.py        under nine minut
 Prints what nobody knows yet: times, peak of memory, error against the plain blocks.
 """
 
+import copy
 import dataclasses
 import time
 
@@ -20,8 +21,9 @@ from pulid.flux.fused import FusedFlux
 from pulid.flux.kernels.choice import AS_ROWS, FILES, PLAIN, choose
 from pulid.flux.kernels.choice import in_fp8 as kernels_in_fp8
 from pulid.flux.kernels.plain import as_rows
+from pulid.flux.text_int8 import quantise, t5_linears
 from pulid.identity.attention import FoldedIdentity
-from pulid.parts import FLUX_DEV
+from pulid.parts import FLUX_DEV, build_text_models
 from pulid.pipeline import denoise_step
 from pulid.profiles import PROFILES
 
@@ -61,6 +63,31 @@ def test_every_product_of_the_blocks_is_the_emulated_one(into, out, tokens):
         form(rows, matrix, bias).float() for form in (quantised.scaled_linear, quantised.emulated_linear)
     )
     assert (got - expected).norm() < quantised.TOLERANCE * expected.norm()
+
+
+@torch.inference_mode()
+def test_t5_in_int8_is_what_it_is_on_the_cpu():
+    """A block of T5-XXL, quantised on either; the card rounds the last bits of scales in its own way."""
+    t5, _ = build_text_models(FLUX_DEV)
+    here = t5.encoder.block[0].to(torch.bfloat16).to_empty(device="cpu")
+    torch.manual_seed(7)
+    here.apply(t5._init_weights)
+    there = copy.deepcopy(here).to(CUDA)
+    for block in (here, there):
+        for name, linear in list(t5_linears(block)):
+            quantise(block, name, linear.weight.data)
+    for name, linear in t5_linears(here):
+        other = there.get_submodule(name)
+        torch.testing.assert_close(other.scale.cpu(), linear.scale, rtol=1e-6, atol=0)
+        steps = (other.weight.cpu().short() - linear.weight.short()).abs()
+        assert steps.max() <= 1
+        assert steps.float().mean() < 1e-3
+    x = torch.randn(1, 128, 4096, generator=torch.Generator().manual_seed(1)).bfloat16()
+    held = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    got, expected = (block(x.to(where))[0].float().cpu() for block, where in ((there, CUDA), (here, "cpu")))
+    assert error(got, expected) < 2e-2
+    assert torch.cuda.max_memory_allocated() - held < 2e8  # one matrix in bfloat16 at a time, 84 MB
 
 
 def walked_on_the_card(form):

@@ -25,7 +25,7 @@ from pulid.errors import OutOfMemory
 from pulid.flux.streaming import CudaLane, Slots, leaves, padded_size, streamed, tuple_in_slot
 from pulid.load import engine_of, limit_memory
 from pulid.parts import FLUX_DEV
-from pulid.profiles import LOW_MEMORY, PROFILES
+from pulid.profiles import LOW_MEMORY, PROFILES, with_t5_in_int8
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(500)]
 
@@ -176,6 +176,26 @@ def test_latents_are_those_of_fp8_and_the_peak_is_below_the_limit(profile, files
         gc.collect()
         torch.cuda.empty_cache()
         limit_memory(CUDA, 0)
+
+
+def test_with_t5_in_int8_the_peak_is_smaller_and_what_is_streamed_has_the_same_bytes(files):
+    """Loading counts as well: T5 is never on the card in bfloat16."""
+    latents, peaks = [], []
+    for profile in map(with_t5_in_int8, (PROFILES["fp8"], PROFILES["lowvram-12g"])):
+        torch.cuda.reset_peak_memory_stats()
+        engine = engine_of(files(), profile, CUDA)
+        try:
+            latents.append(latents_of(engine, REQUESTS[2]))
+            peaks.append(torch.cuda.max_memory_allocated())
+            assert peaks[-1] < (profile.memory_limit or profile.device_memory)
+        finally:
+            engine.close()
+            del engine
+            gc.collect()
+            torch.cuda.empty_cache()
+            limit_memory(CUDA, 0)
+    print("\n" + json.dumps({"peaks_with_t5_in_int8_gb": [round(peak / 1e9, 2) for peak in peaks]}))
+    assert torch.equal(*latents)
 
 
 def test_a_request_beyond_the_limit_ends_and_the_next_one_has_its_bytes(files):
