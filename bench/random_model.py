@@ -29,7 +29,7 @@ from gpu.full_size import MARKS, random_faces, random_text_encoder  # noqa: E402
 from pulid.engine import GenerationRequest, RgbImage  # noqa: E402
 from pulid.flux import latents, sampling  # noqa: E402
 from pulid.flux.compiled import compiled_blocks  # noqa: E402
-from pulid.flux.fp8 import block_linears, quantise  # noqa: E402
+from pulid.flux.fp8 import block_linears, is_quantised, quantise  # noqa: E402
 from pulid.flux.packing import double_weights, single_weights  # noqa: E402
 from pulid.parts import FLUX_DEV, Architecture, Networks, Parts, build_networks  # noqa: E402
 from pulid.pipeline import PulidFluxEngine  # noqa: E402
@@ -130,16 +130,24 @@ def engine_of(parts: Parts, profile: SpeedProfile, device: torch.device) -> Puli
         pack(parts.networks.transformer)
     if device.type == "cpu" and profile.decoder_form == "compiled":  # there may be no compiler
         profile = replace(profile, decoder_form="channels_last")
+    if profile.linears != "full" and not is_quantised(parts.networks.transformer):
+        parts = quantised(parts)
     networks = Networks(**{name: shell(getattr(parts.networks, name)) for name in NETWORKS})
-    if profile.linears == "fp8":  # in memory of its own
-        for _, linear in block_linears(networks.transformer):
-            quantise(linear, linear.weight.data)
     engine = PulidFluxEngine(replace(parts, networks=networks), profile, device)
     if profile.compiles:
         engine.warm_up(compiled_blocks(backend_of(device)))
     elif device.type == "cuda":
         engine.warm_up()
     return engine
+
+
+def quantised(parts: Parts) -> Parts:
+    """The same parts, but for the blocks' linears: those are in eight bits, in memory of their own."""
+    transformer = shell(parts.networks.transformer)
+    for _, linear in block_linears(transformer):
+        quantise(linear, linear.weight.data)
+    pack(transformer)
+    return replace(parts, networks=replace(parts.networks, transformer=transformer))
 
 
 def pack(transformer: FluxTransformer2DModel) -> None:
