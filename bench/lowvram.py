@@ -1,6 +1,7 @@
 """What the profiles of little memory take and cost: peaks, times, how much of the copying is hidden.
 
     python bench/lowvram.py                                   on a GPU host, about 5 minutes on an H200
+    python bench/lowvram.py --int8                            as cards without fp8 compute; exact is left out
     python bench/lowvram.py --device cpu --scale tiny         every line, anywhere, in half a minute
 
 One engine after the other, each loaded by the product's own loader from random weights, within the limit
@@ -56,9 +57,10 @@ def say(text: str) -> None:
     print(f"[{time.monotonic() - STARTED:6.1f} s] {text}", file=sys.stderr, flush=True)
 
 
-def profiles_for(device: torch.device) -> list[SpeedProfile]:
+def profiles_for(device: torch.device, *, int8: bool) -> list[SpeedProfile]:
     """On a CPU nothing is limited; there everything is streamed that can be."""
-    profiles = [PROFILES["exact"], *LOW_MEMORY]
+    in_int8 = [replace(profile, linears="int8") for profile in LOW_MEMORY]
+    profiles = in_int8 if int8 else [PROFILES["exact"], *LOW_MEMORY]
     if device.type == "cuda":
         return profiles
     return [replace(p, device="cpu", memory_limit=min(p.memory_limit, 1)) for p in profiles]
@@ -210,13 +212,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--scale", choices=list(SCALES), default="full")
+    parser.add_argument("--int8", action="store_true", help="for cards below compute capability 8.9")
     parser.add_argument("--results", type=Path, default=RESULTS)
     chosen = parser.parse_args()
     diffusers.utils.logging.set_verbosity_error()  # it warns of casts that build_networks means
     device, scale = check_device(chosen.device, chosen.scale), SCALES[chosen.scale]
-    stem = "-".join(["lowvram", *([scale.name] if scale.name != "full" else []), short_name(device)])
-    file = PartFile(chosen.results, stem, {"scale": scale.name})
-    for profile in profiles_for(device):
+    kind = ["int8"] * chosen.int8 + [scale.name] * (scale.name != "full")
+    file = PartFile(
+        chosen.results,
+        "-".join(["lowvram", *kind, short_name(device)]),
+        {"scale": scale.name, "linears": "int8" if chosen.int8 else "fp8"},
+    )
+    for profile in profiles_for(device, int8=chosen.int8):
         say(profile.name)
         file.cases[profile.name] = measured(profile, scale, device)
         gc.collect()

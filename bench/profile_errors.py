@@ -66,8 +66,12 @@ def made_of(scale: Scale, device: torch.device) -> Parts:
 
 
 def compared_profiles(scale: Scale, thresholds: Sequence[float]) -> list[SpeedProfile]:
-    """exact, and the lossy ones: on a CPU the same arithmetic is emulated. lowvram-* have that of fp8."""
+    """exact, and the lossy ones: on a CPU the same arithmetic is emulated.
+
+    lowvram-* have that of fp8, and on cards without it the one that is called int8 here.
+    """
     lossy = [p for p in PROFILES.values() if p.linears != "full" and not p.memory_limit]
+    lossy.append(replace(PROFILES["fp8"], name="int8", linears="int8"))
     turbo = [replace(PROFILES["turbo"], name=f"turbo-{x:g}", skip_threshold=x) for x in thresholds]
     profiles = (PROFILES["exact"], *lossy, *turbo)
     return [replace(p, dtype="float32") for p in profiles] if scale is TRAINED else list(profiles)

@@ -29,11 +29,11 @@ from gpu.full_size import MARKS, random_faces, random_text_encoder  # noqa: E402
 from pulid.engine import GenerationRequest, RgbImage  # noqa: E402
 from pulid.flux import latents, sampling  # noqa: E402
 from pulid.flux.compiled import compiled_blocks  # noqa: E402
-from pulid.flux.fp8 import block_linears, is_quantised, quantise  # noqa: E402
 from pulid.flux.packing import double_weights, single_weights  # noqa: E402
+from pulid.flux.quantised import PRECISIONS, block_linears, linears_of, quantise  # noqa: E402
 from pulid.parts import FLUX_DEV, Architecture, Networks, Parts, build_networks  # noqa: E402
 from pulid.pipeline import PulidFluxEngine  # noqa: E402
-from pulid.profiles import SpeedProfile  # noqa: E402
+from pulid.profiles import LinearForm, SpeedProfile  # noqa: E402
 from pulid.seeded import SMALL, seeded_text_encoder  # noqa: E402
 
 SEED = 20_261
@@ -130,8 +130,8 @@ def engine_of(parts: Parts, profile: SpeedProfile, device: torch.device) -> Puli
         pack(parts.networks.transformer)
     if device.type == "cpu" and profile.decoder_form == "compiled":  # there may be no compiler
         profile = replace(profile, decoder_form="channels_last")
-    if profile.linears != "full" and not is_quantised(parts.networks.transformer):
-        parts = quantised(parts)
+    if profile.linears != linears_of(parts.networks.transformer):
+        parts = quantised(parts, profile.linears)
     networks = Networks(**{name: shell(getattr(parts.networks, name)) for name in NETWORKS})
     engine = PulidFluxEngine(replace(parts, networks=networks), profile, device)
     if profile.compiles:
@@ -141,11 +141,11 @@ def engine_of(parts: Parts, profile: SpeedProfile, device: torch.device) -> Puli
     return engine
 
 
-def quantised(parts: Parts) -> Parts:
+def quantised(parts: Parts, form: LinearForm) -> Parts:
     """The same parts, but for the blocks' linears: those are in eight bits, in memory of their own."""
     transformer = shell(parts.networks.transformer)
     for _, linear in block_linears(transformer):
-        quantise(linear, linear.weight.data)
+        quantise(linear, linear.weight.data, PRECISIONS[form])
     pack(transformer)
     return replace(parts, networks=replace(parts.networks, transformer=transformer))
 

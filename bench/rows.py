@@ -247,8 +247,10 @@ def rows_of(
 ) -> dict[str, Row]:
     """All rows that can be made here, or those of these names, in the order of the table."""
     taken = [p for p in profiles if p is profiles[0] or not names or f"ours-{p.name}" in names]
-    in_eight_bits = quantised(parts) if any(map(is_lossy, taken)) else parts  # once for all of them
-    engines = {p.name: engine_of(in_eight_bits if is_lossy(p) else parts, p, device) for p in taken}
+    forms = {"full": parts}  # each once: profiles share their weights
+    for form in {p.linears for p in taken if is_lossy(p)}:
+        forms[form] = quantised(parts, form)
+    engines = {p.name: engine_of(forms[p.linears], p, device) for p in taken}
     donor = next(iter(engines.values()))
     dtype = next(parts.networks.transformer.parameters()).dtype
     attentions, autoencoder = parts.networks.identity_attentions, parts.networks.autoencoder

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from pulid.flux.fp8 import block_linears
+from pulid.flux.quantised import block_linears
 
 # What torchao sets for a whole process when it quantises (`recommended_inductor_config_setter`). Here it
 # is said for this row's graphs alone: the other rows in the process keep what the compiler comes with.

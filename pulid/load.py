@@ -28,11 +28,18 @@ from transformers import AutoTokenizer, CLIPTextModel, PreTrainedTokenizerBase, 
 
 from pulid.engine import FaceMode, LoadProgress
 from pulid.errors import DeviceUnavailable, WeightsMissing
-from pulid.flux import checkpoint, fp8_file, lora
-from pulid.flux.fp8 import SCALE, block_linears, is_quantised, quantise, require_fp8
+from pulid.flux import checkpoint, lora, quantised_file
 from pulid.flux.lora import Change, Lora
 from pulid.flux.modulation import modulation_linears
 from pulid.flux.packing import block_without_modulation
+from pulid.flux.quantised import (
+    PRECISIONS,
+    SCALE,
+    block_linears,
+    linears_of,
+    quantise,
+    require_linears,
+)
 from pulid.flux.streaming import Slots, module_tensors
 from pulid.flux.text import TextEncoder, load_clip, load_t5, stream_t5
 from pulid.identity.eva_clip import load_eva_state
@@ -40,7 +47,7 @@ from pulid.identity.face import FaceReader, load_face_reader
 from pulid.parts import FLUX_DEV, Architecture, Networks, Parts, build_networks, build_text_models
 from pulid.pipeline import PulidFluxEngine
 from pulid.placement import Placement, placement
-from pulid.profiles import LinearForm, SpeedProfile
+from pulid.profiles import LinearForm, SpeedProfile, on_card
 from pulid.state_files import REMEDY, read_state
 from pulid.strict_load import Shapes, load_strictly, shapes_of
 
@@ -89,25 +96,32 @@ def load_engine(
 
     What the LoRA files were, and what of them is not applied, is in `info.details`. Raises
     WeightsMissing for whatever is wrong with a file, before anything is put on the device, and
-    DeviceUnavailable where there is no such device, too little memory on it, or no fp8 that is asked for.
+    DeviceUnavailable where there is no such device, too little memory on it, or not the precision.
     The limit of a profile that has one is from then on the process's.
     """
     target = torch.device(device)
     if target.type == "cuda" and not torch.cuda.is_available():
         raise DeviceUnavailable(f"The profile {profile.name!r} needs a CUDA device, and torch sees none.")
+    profile = on_device(profile, device)
     require_all(paths)
-    if profile.linears == "fp8":
-        require_fp8(target)
+    require_linears(profile, target)
     model = read_model(paths, architecture, face_mode)
     transformer = model.networks.transformer
-    if is_quantised(transformer):
-        require_use_of_quantised(paths.transformer, profile, loras)
+    if (form := linears_of(transformer)) != "full":
+        require_use_of_quantised(paths.transformer, form, profile, loras)
     applied = read_loras(loras, shapes_of(transformer.state_dict()))
     engine = engine_of(model, profile, target, applied, progress)
     if applied:
         details = {**engine.info.details, "loras": ", ".join(map(str, applied))}
         engine.info = replace(engine.info, details=details)
     return engine
+
+
+def on_device(profile: SpeedProfile, device: str) -> SpeedProfile:
+    """The profile as it is computed there; see `on_card`. Where torch sees no card, as it is."""
+    if torch.device(device).type != "cuda" or not torch.cuda.is_available():
+        return profile
+    return on_card(profile, torch.cuda.get_device_capability(device))
 
 
 def engine_of(
@@ -161,12 +175,15 @@ def require_all(paths: ModelPaths) -> None:
         )
 
 
-def require_use_of_quantised(file: Path, profile: SpeedProfile, loras: Sequence[tuple[Path, float]]) -> None:
-    """Raise WeightsMissing where a quantised transformer is not what is wanted."""
-    if profile.linears != "fp8":
+def require_use_of_quantised(
+    file: Path, form: LinearForm, profile: SpeedProfile, loras: Sequence[tuple[Path, float]]
+) -> None:
+    """Raise WeightsMissing where a transformer quantised to `form` is not what is wanted."""
+    if profile.linears != form:
+        computes = "full precision" if profile.linears == "full" else profile.linears
         raise WeightsMissing(
-            f"{file} is quantised to fp8, and the profile {profile.name!r} computes in full precision."
-            " Use the file that it was made from, or the profile fp8."
+            f"{file} is quantised to {form}, and the profile {profile.name!r} computes in {computes} here."
+            " Use the file that it was made from."
         )
     if loras:
         raise WeightsMissing(
@@ -229,9 +246,9 @@ def read_model(paths: ModelPaths, architecture: Architecture, face_mode: FaceMod
 
 
 def read_transformer(network: FluxTransformer2DModel, path: Path) -> None:
-    """In diffusers' or in Black Forest Labs' layout, or one of `fp8_file`. Raises WeightsMissing."""
-    if fp8_file.is_one(path):
-        fp8_file.read(network, path)
+    """In diffusers' or in Black Forest Labs' layout, or one of `quantised_file`. Raises WeightsMissing."""
+    if quantised_file.is_one(path):
+        quantised_file.read(network, path)
         return
     wanted = shapes_of(network.state_dict())
     state = checkpoint.diffusers_transformer(read_state(path), wanted, file=path)
@@ -304,17 +321,17 @@ def put_on_device(
     meter = Meter(model.size, progress)
     networks = model.networks
     away = set() if where is None else tensors_away(model, where)
-    in_fp8 = {f"{name}.weight": linear for name, linear in block_linears(networks.transformer)}
+    quantised = {f"{name}.weight": linear for name, linear in block_linears(networks.transformer)}
     for name, network in model.named():
         precision = torch.float32 if network is networks.autoencoder else dtype
         changes = changes_of(loras) if network is networks.transformer else {}
         for tensor_name, tensor in tensors_of(network):
             size = tensor.nbytes
             to_add = changes.get(tensor_name, ())
-            if linears == "full" or network is not networks.transformer or tensor_name not in in_fp8:
+            if linears == "full" or network is not networks.transformer or tensor_name not in quantised:
                 put(tensor, device, torch.float32 if tensor_name.endswith(SCALE) else precision, to_add)
             else:
-                put_in_fp8(in_fp8[tensor_name], device, to_add)
+                put_quantised(quantised[tensor_name], device, PRECISIONS[linears], to_add)
             if id(tensor) in away:
                 tensor.data = tensor.data.cpu()
             meter.add(name, size)
@@ -360,13 +377,15 @@ def put(tensor: Tensor, device: torch.device, dtype: torch.dtype, changes: Seque
     tensor.data = there.to(dtype) if there.is_floating_point() else there
 
 
-def put_in_fp8(linear: nn.Linear, device: torch.device, changes: Sequence[Change]) -> None:
+def put_quantised(
+    linear: nn.Linear, device: torch.device, to: torch.dtype, changes: Sequence[Change]
+) -> None:
     """Move its weight and quantise it there, after LoRA was added; or only move it, quantised as it is."""
     there = linear.weight.data.to(device)
     if hasattr(linear, SCALE):
         linear.weight.data = there
     else:
-        quantise(linear, lora.merged(there, changes) if changes else there)
+        quantise(linear, lora.merged(there, changes) if changes else there, to)
 
 
 def tensors_of(network: nn.Module) -> list[tuple[str, Tensor]]:

@@ -18,9 +18,9 @@ from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, T5EncoderModel
 
-from pulid.flux.fp8 import SCALE, block_linears
 from pulid.flux.modulation import modulation_linears
 from pulid.flux.packing import block_without_modulation
+from pulid.flux.quantised import SCALE, block_linears
 from pulid.flux.streaming import NUM_SLOTS, module_tensors, padded_size
 from pulid.parts import FluxStreams, Networks
 from pulid.profiles import SpeedProfile

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from pulid.errors import DeviceUnavailable, UnknownProfile
 
 AttentionForm = Literal["folded", "reference"]
 TransformerForm = Literal["diffusers", "fused"]
-LinearForm = Literal["full", "fp8"]
+LinearForm = Literal["full", "fp8", "int8"]
 DecoderForm = Literal["plain", "channels_last", "compiled"]
 AUTO = "auto"  # no profile: the one that fits the cards best
-FP8_CAPABILITY = (8, 9)  # of the first cards with e4m3: Ada; then Hopper and Blackwell
+# Of the first cards that compute so. e4m3: Ada, then Hopper and Blackwell. int8: Ampere, the first with
+# bfloat16 beside it.
+CAPABILITIES: Mapping[LinearForm, tuple[int, int]] = {"full": (0, 0), "int8": (8, 0), "fp8": (8, 9)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,8 +29,9 @@ class SpeedProfile:
     device_memory: int = 0  # bytes that one card must have; 0: no card computes
     identity_attention: AttentionForm = "folded"
     transformer_form: TransformerForm = "diffusers"  # whose block code runs; the weights are the same
-    # Of the transformer's blocks; fp8: weights and activations in e4m3 with a scale for each row.
+    # Of the transformer's blocks; fp8 and int8: weights and activations in eight bits, a scale for each row.
     linears: LinearForm = "full"
+    before_fp8: Literal["refused", "int8"] = "refused"  # what a card without e4m3 does instead of fp8
     compiles: bool = False  # the fused form's blocks, by torch's compiler, while the engine warms up
     decoder_form: DecoderForm = "plain"  # see pulid/flux/decoder.py
     # Bytes of the card that an engine takes at most, enforced; 0: no limit. Weights for which it leaves no
@@ -49,8 +52,10 @@ class SpeedProfile:
     def __post_init__(self) -> None:
         if self.compiles and self.transformer_form != "fused":
             raise ValueError(f"The profile {self.name!r} compiles, so its transformer_form must be fused.")
-        if self.linears == "fp8" and self.transformer_form != "fused":
-            raise ValueError(f"The profile {self.name!r} is in fp8, so its transformer_form must be fused.")
+        if self.linears != "full" and self.transformer_form != "fused":
+            raise ValueError(
+                f"The profile {self.name!r} is in {self.linears}, so its transformer_form must be fused."
+            )
         if self.skip_threshold is not None and (
             self.transformer_form != "fused" or self.captures or self.shares_steps or self.skip_threshold < 0
         ):
@@ -68,7 +73,7 @@ CONTEXT = 10**9  # bytes that the driver, CUDA's libraries and their kernels tak
 def _low_memory(
     card: int, *, working_memory: int, host_memory: int, decode_tile: int, name: str
 ) -> SpeedProfile:
-    """fp8 on a card of so many bytes."""
+    """fp8 on a card of so many bytes, or int8 where that is not to be had."""
     limit = card - CONTEXT
     return SpeedProfile(
         name=name,
@@ -78,6 +83,7 @@ def _low_memory(
         device_memory=card,
         transformer_form="fused",
         linears="fp8",
+        before_fp8="int8",
         memory_limit=limit,
         working_memory=working_memory,
         host_memory=host_memory,
@@ -155,16 +161,36 @@ PROFILES = {
 }
 
 
-def why_not_fp8(device: str, name: str, capability: tuple[int, int]) -> str:
-    """What to tell of a card whose tensor cores know no e4m3; empty where they do."""
-    if capability >= FP8_CAPABILITY:
+def on_card(profile: SpeedProfile, capability: tuple[int, int]) -> SpeedProfile:
+    """The profile as it is computed on a card: in int8 where it may be, for want of e4m3."""
+    if profile.before_fp8 == "refused" or capability >= CAPABILITIES[profile.linears]:
+        return profile
+    return replace(profile, linears=profile.before_fp8)
+
+
+def why_not(profile: SpeedProfile, device: str, name: str, capability: tuple[int, int]) -> str:
+    """What to tell of a card whose tensor cores lack the profile's precision; empty where they have it."""
+    form = on_card(profile, capability).linears
+    if capability >= CAPABILITIES[form]:
         return ""
-    needed, found = (".".join(map(str, version)) for version in (FP8_CAPABILITY, capability))
+    cards = {
+        "fp8": "of the generations Ada (L4, L40S, RTX 40), Hopper (H100, H200) and later",
+        "int8": "of the generation Ampere (A10, A100, RTX 30) and later",
+    }
     return (
-        f"{device} is {name} with compute capability {found}, and fp8 needs {needed}: cards of the"
-        " generations Ada (L4, L40S, RTX 40), Hopper (H100, H200) and later. Use the profile exact here if"
-        " the card has 45 GB; tiny runs anywhere."
+        f"{device} is {name} with compute capability {_version(capability)}, and the profile {profile.name}"
+        f" needs {_version(CAPABILITIES[form])}: cards {cards[form]}. {_instead(profile)}"
     )
+
+
+def _instead(profile: SpeedProfile) -> str:
+    if profile.before_fp8 == "int8":
+        return "Choose other cards with devices; tiny runs anywhere."
+    return "Use the profile exact here if the card has 45 GB, else one of lowvram-*; tiny runs anywhere."
+
+
+def _version(capability: tuple[int, int]) -> str:
+    return ".".join(map(str, capability))
 
 
 class CardFacts(Protocol):
@@ -178,12 +204,19 @@ class CardFacts(Protocol):
     def memory(self) -> int: ...  # bytes
     @property
     def capability(self) -> tuple[int, int]: ...
+    @property
+    def has_kernels(self) -> bool: ...  # in this build of torch
 
 
 def fits(profile: SpeedProfile, card: CardFacts) -> bool:
-    """Has a card the memory of a profile that computes on cards, and its precisions?"""
-    can = profile.linears == "full" or card.capability >= FP8_CAPABILITY
+    """Has a card the memory of a profile that computes on cards, its precisions, and torch code for it?"""
+    can = card.has_kernels and card.capability >= least_capability(profile)
     return can and 0 < profile.device_memory <= card.memory
+
+
+def least_capability(profile: SpeedProfile) -> tuple[int, int]:
+    """Of a card that it computes on."""
+    return CAPABILITIES[profile.linears if profile.before_fp8 == "refused" else profile.before_fp8]
 
 
 def chosen_for(cards: Sequence[CardFacts]) -> tuple[SpeedProfile, str]:
@@ -193,28 +226,45 @@ def chosen_for(cards: Sequence[CardFacts]) -> tuple[SpeedProfile, str]:
     those who ask for it. Raises DeviceUnavailable where none fits.
     """
     about = ", ".join(map(_described, cards))
-    passed: list[str] = []
+    fitting, passed = _in_order(cards)
+    not_taken = [f"{profile.name}, which needs {_needs(profile)}" for profile in passed]
+    if fitting is None:
+        raise DeviceUnavailable(
+            f"The profile auto finds none that fits {about}. There is {'; '.join(not_taken)}. Choose other "
+            "cards with devices; to try the server without one, choose --profile tiny."
+        )
+    in_int8 = [f"cuda:{card.number}" for card in cards if on_card(fitting, card.capability) != fitting]
+    how = f", in int8 on {', '.join(in_int8)} for want of fp8" if in_int8 else ""
+    why = f"; not {'; '.join(not_taken)}" if passed else ", the most exact one, fits"
+    alike = all(_in_order([card])[0] == fitting for card in cards)
+    weakest = "" if alike else " All cards of a server take one profile, that of the weakest."
+    return fitting, f"Profile auto: {fitting.name} for {about}{how}{why}.{weakest}"
+
+
+def _in_order(cards: Sequence[CardFacts]) -> tuple[SpeedProfile | None, list[SpeedProfile]]:
+    """The first that fits all of them, the most exact one; and those before it."""
+    passed: list[SpeedProfile] = []
     for profile in PROFILES.values():
         if profile.device != "cuda" or profile.skip_threshold is not None:
             continue
         if all(fits(profile, card) for card in cards):
-            why = f"; not {', '.join(passed)}" if passed else ", the most exact one, fits"
-            return profile, f"Profile auto: {profile.name} for {about}{why}."
-        passed.append(f"{profile.name}, which needs {_needs(profile)}")
-    raise DeviceUnavailable(
-        f"The profile auto finds none that fits {about}. There is {'; '.join(passed)}. Choose other cards "
-        "with devices; to try the server without one, choose --profile tiny."
-    )
+            return profile, passed
+        passed.append(profile)
+    return None, passed
 
 
 def _described(card: CardFacts) -> str:
-    capability = ".".join(map(str, card.capability))
-    return f"cuda:{card.number} ({card.name}, {card.memory / 1e9:.1f} GB, compute capability {capability})"
+    lacking = "" if card.has_kernels else ", for which this build of torch has no code"
+    return (
+        f"cuda:{card.number} ({card.name}, {card.memory / 1e9:.1f} GB, compute capability"
+        f" {_version(card.capability)}{lacking})"
+    )
 
 
 def _needs(profile: SpeedProfile) -> str:
-    of_fp8 = f" and compute capability {'.'.join(map(str, FP8_CAPABILITY))}"
-    return f"{profile.device_memory / 1e9:.0f} GB{'' if profile.linears == 'full' else of_fp8}"
+    least = least_capability(profile)
+    of_card = f" and compute capability {_version(least)}" if least > CAPABILITIES["full"] else ""
+    return f"{profile.device_memory / 1e9:.0f} GB{of_card}"
 
 
 def profile_named(name: str) -> SpeedProfile:

@@ -9,14 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pulid.errors import WeightsMissing
-from pulid.flux import fp8_file
+from pulid.flux import quantised_file
 from pulid.load import read_transformer
 from pulid.parts import FLUX_DEV, Architecture, build_networks
+from pulid.profiles import LinearForm
 
 
 def quantise_file(
     source: Path,
     target: Path,
+    form: LinearForm,
     *,
     made_from: str,
     on_bytes: Callable[[int], None] = lambda count: None,
@@ -26,8 +28,8 @@ def quantise_file(
 
     Raises WeightsMissing for a source that is no transformer or quantised already, and OSError.
     """
-    if fp8_file.is_one(source):
+    if quantised_file.is_one(source):
         raise WeightsMissing(f"{source} is quantised already. Name the file that it was made from.")
     network = build_networks(architecture).transformer
     read_transformer(network, source)
-    fp8_file.write(network, target, made_from, on_bytes)
+    quantised_file.write(network, target, form, made_from, on_bytes)

@@ -6,7 +6,7 @@ Knows nothing of files but their names, for the errors. Works on modules built u
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -27,14 +27,29 @@ _SCALES = (
 
 
 def load_strictly(
-    module: nn.Module, state: Mapping[str, Tensor], what: str, *, file: Path | None = None
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    what: str,
+    *,
+    file: Path | None = None,
+    of_any_kind: Collection[str] = (),
 ) -> None:
-    """Assign `state` to `module`. Raises WeightsMissing unless keys and shapes are exactly the module's."""
-    check_strictly(shapes_of(module.state_dict()), state, what, file=file)
+    """Assign `state` to `module`. Raises WeightsMissing unless keys and shapes are exactly the module's.
+
+    `of_any_kind`: keys whose dtype the caller has looked at.
+    """
+    check_strictly(shapes_of(module.state_dict()), state, what, file=file, of_any_kind=of_any_kind)
     module.load_state_dict(state, strict=True, assign=True)
 
 
-def check_strictly(wanted: Shapes, state: Mapping[str, Tensor], what: str, *, file: Path | None) -> None:
+def check_strictly(
+    wanted: Shapes,
+    state: Mapping[str, Tensor],
+    what: str,
+    *,
+    file: Path | None,
+    of_any_kind: Collection[str] = (),
+) -> None:
     """Raise WeightsMissing unless `state` has exactly the `wanted` names and shapes, in dtypes we read."""
     where = "This" if file is None else str(file)
     quantised = [key for key in state.keys() - wanted.keys() if key.endswith(_SCALES)]
@@ -44,11 +59,15 @@ def check_strictly(wanted: Shapes, state: Mapping[str, Tensor], what: str, *, fi
             f" ({_some(sorted(quantised))}). Of fp8 files only plain casts are read."
             " Use such a file, or the bfloat16 one that `flux-pulid weights fetch` brings."
         )
+    judged = {key: shape for key, shape in wanted.items() if key not in of_any_kind}
     problems = [
         _listed("keys are missing", sorted(wanted.keys() - state.keys())),
         _listed("keys are unknown", sorted(state.keys() - wanted.keys())),
         _listed("shapes differ", _shape_differences(wanted, state)),
-        _listed("tensors are of a kind that is not read", _unreadable(wanted, state)),
+        _listed(
+            "tensors are of a kind that is not read",
+            _unreadable(judged, state),
+        ),
     ]
     found = "; ".join(p for p in problems if p)
     if found:

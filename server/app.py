@@ -199,14 +199,14 @@ def shared_places(settings: Settings, devices: tuple[str, ...]) -> SharedPlaces 
     )
 
 
-def settled(settings: Settings, say: Callable[[str], object]) -> Settings:
+def settled(settings: Settings, say: Callable[[str], object], *, first_device_only: bool = False) -> Settings:
     """The same with a profile in place of `auto`; `say` hears which, and why.
 
-    Raises SettingsError or DeviceUnavailable.
+    `first_device_only`: for what uses no other of its devices. Raises SettingsError or DeviceUnavailable.
     """
     if settings.profile != AUTO:
         return settings
-    name, why = engines.profile_for_cards(settings.devices)
+    name, why = engines.profile_for_cards(settings.devices, first_only=first_device_only)
     say(why)
     return settings.model_copy(update={"profile": name})
 

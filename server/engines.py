@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from pulid.engine import Engine, FaceMode, LoadProgress
 from pulid.errors import DeviceUnavailable, SetupError
-from pulid.profiles import PROFILES, SpeedProfile, chosen_for, profile_named
+from pulid.profiles import PROFILES, LinearForm, SpeedProfile, chosen_for, profile_named
 from server.model_files import (
     Loras,
     checkpoints_of,
@@ -63,8 +63,9 @@ def create_engine(
     require_checkpoints(checkpoints_of(chosen, weights_dir, choice), weights_dir)
     if compile_cache is not None:
         keep_compiled_code(compile_cache)
-    from pulid.load import load_engine
+    from pulid.load import load_engine, on_device
 
+    chosen = on_device(chosen, device)
     return load_engine(
         chosen,
         paths_for(chosen, weights_dir, choice, loras),
@@ -76,18 +77,18 @@ def create_engine(
 
 
 def paths_for(profile: SpeedProfile, home: Path, choice: Choice, loras: Loras) -> ModelPaths:
-    """The files of a profile: in fp8 the quantised copy, where there is one and nothing is merged."""
+    """The files of a profile: the copy quantised as it computes, where there is one and nothing is merged."""
     paths = model_paths(home, choice, profile.name)
-    copy = quantised_path(paths.transformer)
-    takes_copy = profile.linears == "fp8" and not loras and copy.is_file()
+    copy = quantised_path(paths.transformer, profile.linears)
+    takes_copy = profile.linears != "full" and not loras and copy.is_file()
     return replace(paths, transformer=copy) if takes_copy else paths
 
 
-def quantise_transformer(source: Path, copy: Path, on_bytes: Callable[[int], None]) -> None:
-    """Write the copy that the profile fp8 reads; takes minutes. Raises WeightsMissing or OSError."""
+def quantise_transformer(source: Path, copy: Path, form: LinearForm, on_bytes: Callable[[int], None]) -> None:
+    """Write the copy that profiles of that form read; takes minutes. Raises WeightsMissing or OSError."""
     from pulid.quantise import quantise_file
 
-    quantise_file(source, copy, made_from=source.name, on_bytes=on_bytes)
+    quantise_file(source, copy, form, made_from=source.name, on_bytes=on_bytes)
 
 
 def keep_compiled_code(folder: Path) -> None:
@@ -101,16 +102,17 @@ def profile_or_exact(name: str | None) -> SpeedProfile:
     return PROFILES["exact"] if name is None else profile_named(name)
 
 
-def profile_for_cards(devices: str) -> tuple[str, str]:
+def profile_for_cards(devices: str, *, first_only: bool = False) -> tuple[str, str]:
     """What the profile auto means for the setting `devices`: a profile's name, and why it is that one.
 
-    Asks torch for the cards, which takes no memory of them. Raises SettingsError or DeviceUnavailable.
+    `first_only`: for whoever computes on the first of them and no other. Asks torch for the cards, which
+    takes no memory of them. Raises SettingsError or DeviceUnavailable.
     """
     asked = devices.split(",")
     if "cpu" in asked:
         raise SettingsError(_needs_cuda("auto", "devices names the CPU"))
     cards = torch_facts().cards
-    numbers = _numbers("auto", asked, len(cards))
+    numbers = _numbers("auto", asked, len(cards))[: 1 if first_only else None]
     profile, why = chosen_for([card for card in cards if card.number in numbers])
     return profile.name, why
 

@@ -54,10 +54,10 @@ def path_of(checkpoint: Checkpoint, home: Path) -> Path:
     return converted if path.suffix in _PICKLES and converted.is_file() else path
 
 
-def quantised_path(transformer: Path) -> Path:
-    """Where `weights convert --to fp8` puts the quantised copy of a transformer's file or folder."""
+def quantised_path(transformer: Path, form: str) -> Path:
+    """Where `weights convert --to FORM` puts the quantised copy of a transformer's file or folder."""
     stem = transformer.name.removesuffix(transformer.suffix)
-    return transformer.with_name(f"{stem}.fp8-rows.safetensors")
+    return transformer.with_name(f"{stem}.{form}-rows.safetensors")
 
 
 def converted_path(pickle: Path) -> Path:

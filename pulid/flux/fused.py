@@ -27,8 +27,7 @@ from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 
 from pulid.flux.attention_backend import backend_for, cudnn_first
-from pulid.flux.fp8 import is_quantised, scaled_linear
-from pulid.flux.kernels.choice import Kernels, choose, in_fp8
+from pulid.flux.kernels.choice import Kernels, choose, in_fp8, in_int8
 from pulid.flux.kernels.plain import Rows
 from pulid.flux.modulation import ModulationTable, modulation, modulation_linears, modulation_table
 from pulid.flux.packing import (
@@ -39,6 +38,7 @@ from pulid.flux.packing import (
     double_weights,
     single_weights,
 )
+from pulid.flux.quantised import linears_of, scaled_linear
 from pulid.flux.step_cache import Turn, carry_on
 from pulid.flux.streaming import Slots, Streamed, module_in_slot, streamed, tuple_in_slot
 from pulid.flux.transformer import (
@@ -97,10 +97,12 @@ class FusedFlux:
         config, weight = transformer.config, transformer.x_embedder.weight
         width = {"heads": config.num_attention_heads, "head_dim": config.attention_head_dim}
         self.kernels = kernels or choose(weight.device, weight.dtype, **width)
-        self._is_fp8 = is_quantised(transformer)
+        self._linears = linears_of(transformer)
         self._block_kernels = self.kernels
-        if self._is_fp8:
+        if self._linears == "fp8":
             self._block_kernels = in_fp8(self.kernels, scaled_linear, weight.device, weight.dtype, **width)
+        elif self._linears == "int8":
+            self._block_kernels = in_int8(self.kernels, weight.device, weight.dtype, **width)
         self._doubles: Items[DoubleWeights] = double_weights(transformer)
         self._singles: Items[SingleWeights] = single_weights(transformer)
         self._modulation: Items[nn.Linear] = modulation_linears(transformer)
@@ -149,7 +151,7 @@ class FusedFlux:
         """What computes, for `EngineInfo.details`."""
         config, weight = self.transformer.config, self.transformer.x_embedder.weight
         return {
-            "linears": "fp8" if self._is_fp8 else str(weight.dtype).removeprefix("torch."),
+            "linears": str(weight.dtype).removeprefix("torch.") if self._linears == "full" else self._linears,
             **self._placement(),
             "kernels": self._block_kernels.described(),
             "blocks": self.blocks.note,

@@ -16,8 +16,8 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 
-from pulid.flux.fp8 import SCALE, matrix
 from pulid.flux.kernels.plain import E4M3, Rows
+from pulid.flux.quantised import SCALE, matrix
 
 Matrix = Tensor | Rows  # (out, in); quantised where its linear is
 

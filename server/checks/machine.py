@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 from pulid.errors import DeviceUnavailable, SetupError
-from pulid.profiles import PROFILES, SpeedProfile, fits, why_not_fp8
+from pulid.profiles import PROFILES, SpeedProfile, fits, on_card, why_not
 from server import engines
 from server.checks.finding import Finding, fault, gigabytes, ok, warning
 
@@ -170,7 +170,7 @@ def check_card(profile: SpeedProfile, card: Card, free: int | None) -> Finding:
             f"{what}: this build of torch has no code for it. Install a build for this generation of cards, "
             "or choose other cards with --devices.",
         )
-    if profile.linears == "fp8" and (problem := why_not_fp8(check, card.name, card.capability)):
+    if problem := why_not(profile, check, card.name, card.capability):
         return fault(check, problem)
     fitting = [p.name for p in PROFILES.values() if fits(p, card)]
     if card.memory < profile.device_memory:
@@ -188,7 +188,11 @@ def check_card(profile: SpeedProfile, card: Card, free: int | None) -> Finding:
             "this project on the card is reason enough.",
         )
     room = "" if free is None else f", {gigabytes(free)} free"
-    return ok(check, f"{what}{room}. What fits: {', '.join(fitting)}.")
+    form = on_card(profile, card.capability).linears
+    how = (
+        "" if form == profile.linears else f" {profile.name} computes in {form} there, not {profile.linears}."
+    )
+    return ok(check, f"{what}{room}. What fits: {', '.join(fitting)}.{how}")
 
 
 def _workers(profile: SpeedProfile, devices: str) -> int:

@@ -88,7 +88,7 @@ def evaluate(
             agreed=yes,
             max_prompt_chars=settings.max_prompt_chars,
         )
-        settings = settled(settings, partial(typer.echo, err=True))
+        settings = settled(settings, partial(typer.echo, err=True), first_device_only=True)
         device = devices_of(settings)[0]
         about = about_of(settings)
         manifest = {**plan.manifest(), "profile": about.profile, "settings": about.settings}

@@ -70,7 +70,7 @@ def generate(
         wire = checked_parameters(values, out, settings)
         photos = tuple(read_photo(photo, settings) for photo in face or ())
         request = replace(wire.to_generation(), id_images=photos)
-        settings = settled(settings, partial(typer.echo, err=True))
+        settings = settled(settings, partial(typer.echo, err=True), first_device_only=True)
         create_engine = partial(engine_factory(settings, show_loading), devices_of(settings)[0])
         paint(create_engine, request, wire.to_output(), out)
 

@@ -18,7 +18,7 @@ from typing import Annotated
 
 import typer
 
-from pulid.profiles import PROFILES
+from pulid.profiles import PROFILES, LinearForm
 from server.cli.failures import FAILED, clean_exit
 from server.cli.fetch_progress import shown_progress, size_text
 from server.cli.reading_progress import shown_reading
@@ -157,7 +157,9 @@ def convert(
     names: Names = None,
     to: Annotated[
         str | None,
-        typer.Option("--to", help="fp8: a quantised copy of the transformer, half as large.", metavar="FORM"),
+        typer.Option(
+            "--to", help="fp8 or int8: a quantised copy of the transformer, half as large.", metavar="FORM"
+        ),
     ] = None,
     weights_dir: WeightsDir = None,
     config: ConfigFile = None,
@@ -165,13 +167,13 @@ def convert(
     base_model: BaseModel = None,
     pulid_version: PulidVersion = None,
 ) -> None:
-    """Make safetensors copies of .pt and .pth files, or of the transformer in fp8, to be loaded instead."""
+    """Make safetensors copies of .pt and .pth files, or of the transformer in eight bits, to load instead."""
     from weights import convert as converter  # imports torch, later
 
     with clean_exit():
         place = Place.of(weights_dir, config, profile, base_model, pulid_version)
         if to is not None:
-            _quantise(to, names, place)
+            _quantise(_form(to), names, place)
             return
         checkpoints = place.checkpoints(names)
         unfit = [c.name for c in checkpoints if names and not converter.is_convertible(c)]
@@ -186,17 +188,15 @@ def convert(
                 typer.echo(f"{copy}: {size_text(copy.stat().st_size)}; {checkpoint.path} may be deleted.")
 
 
-def _quantise(to: str, names: Sequence[str] | None, place: Place) -> None:
+def _quantise(to: LinearForm, names: Sequence[str] | None, place: Place) -> None:
     """Raises WeightsError or PulidError."""
-    if to != "fp8":
-        raise WeightsError(f"There is no form {to}. Choose fp8, or leave --to out.")
     chosen = [c for c in place.checkpoints(names) if c.role == "transformer"]
     if len(chosen) != 1 or len(names or chosen) != 1:
-        raise WeightsError("Only a transformer is converted to fp8: name one, or leave the name out.")
+        raise WeightsError(f"Only a transformer is converted to {to}: name one, or leave the name out.")
     (checkpoint,) = chosen
     require(chosen, place.home)
     source = path_of(checkpoint, place.home)
-    copy = quantised_path(source)
+    copy = quantised_path(source, to)
     if copy.is_file():
         typer.echo(f"{copy} is there already. Delete it to make it anew.")
         return
@@ -209,12 +209,21 @@ def _quantise(to: str, names: Sequence[str] | None, place: Place) -> None:
         )
     try:
         with lock.fetching(place.home), shown_writing(size) as report:
-            quantise_transformer(source, copy, lambda count: report(copy.name, count))
+            quantise_transformer(source, copy, to, lambda count: report(copy.name, count))
     except OSError as exc:
         raise lock.cannot_write(copy, exc) from exc
     typer.echo(
-        f"{copy}: {size_text(copy.stat().st_size)}; the profile fp8 reads it. {checkpoint.name} stays."
+        f"{copy}: {size_text(copy.stat().st_size)}; profiles that compute in {to} read it. "
+        f"{checkpoint.name} stays."
     )
+
+
+def _form(to: str) -> LinearForm:
+    """Raises WeightsError."""
+    forms: dict[str, LinearForm] = {"fp8": "fp8", "int8": "int8"}
+    if to not in forms:
+        raise WeightsError(f"There is no form {to}. Choose {' or '.join(forms)}, or leave --to out.")
+    return forms[to]
 
 
 def _files_of(source: Path) -> list[Path]:

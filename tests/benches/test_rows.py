@@ -10,7 +10,7 @@ from bench import random_model, reference
 from bench.measure import ratios, relative
 from bench.rows import PEER_FP8, Peer, graphs_counted, rows_of, turns
 from bench.variants import VARIANTS, variants_of
-from pulid.flux.fp8 import block_linears
+from pulid.flux.quantised import block_linears
 from pulid.profiles import PROFILES
 
 WITH_IDENTITY = ("reference", "peer", "ours-tiny")

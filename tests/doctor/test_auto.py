@@ -24,9 +24,15 @@ def card(name, gigabytes, capability, number=0):
 CARDS = {
     "exact": [H200, card("A100", 85, (8, 0)), card("L40S", 47.8, (8, 9)), card("A40", 47.6, (8, 6))],
     "fp8": [card("unknown", 40, (8, 9))],
-    "lowvram-24g": [card("L4", 23.6, (8, 9)), card("RTX 4090", 25.2, (8, 9)), card("RTX 5090", 34, (12, 0))],
-    "lowvram-16g": [card("RTX 4080", 16.8, (8, 9))],
-    "lowvram-12g": [card("RTX 4070", 12.4, (8, 9))],
+    "lowvram-24g": [
+        card("L4", 23.6, (8, 9)),
+        card("RTX 4090", 25.2, (8, 9)),
+        card("RTX 5090", 34, (12, 0)),
+        card("RTX 3090", 25.4, (8, 6)),
+        card("A100 40 GB", 42.4, (8, 0)),
+    ],
+    "lowvram-16g": [card("RTX 4080", 16.8, (8, 9)), card("RTX A4000", 16.9, (8, 6))],
+    "lowvram-12g": [card("RTX 4070", 12.4, (8, 9)), card("RTX 3060", 12.6, (8, 6))],
 }
 
 
@@ -49,6 +55,8 @@ def test_the_most_exact_profile_that_fits_is_chosen_and_the_others_are_told(prof
     assert fits(chosen, its)
     for passed in list(CARDS)[: list(CARDS).index(profile)]:
         assert f"{passed}, which needs {PROFILES[passed].device_memory / 1e9:.0f} GB" in why
+    in_int8 = profile.startswith("lowvram") and its.capability < (8, 9)
+    assert (", in int8 on cuda:0 for want of fp8;" in why) == in_int8
 
 
 def test_cards_that_serve_together_get_the_profile_of_the_weakest():
@@ -56,6 +64,18 @@ def test_cards_that_serve_together_get_the_profile_of_the_weakest():
     assert chosen.name == "lowvram-16g"
     assert "cuda:0 (H200" in why
     assert "cuda:1 (RTX 4080" in why
+    assert why.endswith(" All cards of a server take one profile, that of the weakest.")
+    assert "weakest" not in chosen_for([H200, replace(H200, number=1)])[1]
+
+
+def test_of_cards_that_compute_differently_the_ones_in_int8_are_named():
+    _, why = chosen_for([card("RTX 4090", 25.2, (8, 9)), card("RTX 3090", 25.4, (8, 6), number=1)])
+    assert ", in int8 on cuda:1 for want of fp8;" in why
+
+
+def test_a_card_for_which_torch_has_no_code_fits_nothing():
+    with pytest.raises(DeviceUnavailable, match="for which this build of torch has no code"):
+        chosen_for([replace(H200, has_kernels=False)])
 
 
 def test_no_step_is_skipped_and_no_cpu_computes_unless_somebody_asks_for_it(monkeypatch):
@@ -64,7 +84,7 @@ def test_no_step_is_skipped_and_no_cpu_computes_unless_somebody_asks_for_it(monk
         chosen_for([H200])
 
 
-@pytest.mark.parametrize("its", [card("RTX 3090", 25.4, (8, 6)), card("RTX 4060", 8.3, (8, 9))])
+@pytest.mark.parametrize("its", [card("T4", 15.8, (7, 5)), card("RTX 4060", 8.3, (8, 9))])
 def test_a_card_that_no_profile_fits_is_refused_with_what_they_need(its):
     with pytest.raises(
         DeviceUnavailable, match=r"exact, which needs 45 GB; fp8, which needs 36 GB and .* 8\.9"
@@ -77,7 +97,9 @@ def test_only_the_cards_that_devices_names_are_asked(machine):
     said = []
     assert settled(Settings(profile=AUTO, devices="0"), said.append).profile == "exact"
     assert settled(Settings(profile=AUTO, devices="all"), said.append).profile == "lowvram-16g"
-    assert [text.startswith("Profile auto: ") for text in said] == [True, True]
+    one = settled(Settings(profile=AUTO, devices="all"), said.append, first_device_only=True)
+    assert one.profile == "exact"
+    assert [text.startswith("Profile auto: ") for text in said] == [True, True, True]
 
 
 def test_a_profile_that_is_named_stays_and_nothing_is_looked_at(monkeypatch):

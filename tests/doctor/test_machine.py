@@ -224,8 +224,13 @@ def test_a_card_without_fp8_is_told_so_and_what_fits_is_named():
     a100 = Card(number=1, name="A100", uuid="", memory=80 * 10**9, capability=(8, 0), has_kernels=True)
     found = check_card(PROFILES["fp8"], a100, None)
     assert found.state == "fault"
-    assert "compute capability 8.0, and fp8 needs 8.9" in found.text
-    assert check_card(EXACT, a100, None).text.endswith("What fits: exact.")
+    assert "compute capability 8.0, and the profile fp8 needs 8.9" in found.text
+    assert check_card(EXACT, a100, None).text.endswith(
+        "What fits: exact, lowvram-24g, lowvram-16g, lowvram-12g."
+    )
+    rtx3060 = dataclasses.replace(a100, memory=12_600_000_000, capability=(8, 6))
+    found = check_card(PROFILES["lowvram-12g"], rtx3060, None)
+    assert (found.state, found.text.endswith(" lowvram-12g computes in int8 there, not fp8.")) == ("ok", True)
     l40 = dataclasses.replace(a100, memory=40 * 10**9, capability=(8, 9))
     assert "--profile fp8 fits." in check_card(EXACT, l40, None).text
 

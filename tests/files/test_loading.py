@@ -16,10 +16,10 @@ from model.portraits import picture, within_one_level
 from pulid.errors import DeviceUnavailable, WeightsMissing
 from pulid.flux.kernels.plain import as_rows
 from pulid.load import load_engine, put_on_device, read_model, require_all
-from pulid.profiles import PROFILES
+from pulid.profiles import PROFILES, on_card
 from pulid.quantise import quantise_file
 from pulid.seeded import seeded_engine
-from server.engines import paths_for
+from server.engines import create_engine, paths_for
 from weights.manifest import Choice
 from weights.paths import ModelPaths, model_paths
 
@@ -162,17 +162,27 @@ def test_eva_loads_alike_from_its_pickle_and_from_a_converted_copy(paths, tmp_pa
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
-# ---- in fp8 ----
+# ---- in eight bits ----
 
 IN_FP8 = dataclasses.replace(PROFILES["fp8"], dtype="float32")
+IN_INT8 = dataclasses.replace(IN_FP8, linears="int8")
+
+
+def quantised_to(form, paths, folder):
+    """The same files, with the transformer's quantised copy."""
+    copy = folder / f"flux1-dev.{form}-rows.safetensors"
+    quantise_file(paths.transformer, copy, form, made_from="a test", architecture=TINY_FILES)
+    return dataclasses.replace(paths, transformer=copy)
 
 
 @pytest.fixture(scope="module")
 def quantised(paths, tmp_path_factory):
-    """The same files, with the transformer's quantised copy."""
-    copy = tmp_path_factory.mktemp("fp8") / "flux1-dev.fp8-rows.safetensors"
-    quantise_file(paths.transformer, copy, made_from="a test", architecture=TINY_FILES)
-    return dataclasses.replace(paths, transformer=copy)
+    return quantised_to("fp8", paths, tmp_path_factory.mktemp("fp8"))
+
+
+@pytest.fixture(scope="module")
+def in_int8(paths, tmp_path_factory):
+    return quantised_to("int8", paths, tmp_path_factory.mktemp("int8"))
 
 
 def test_a_transformer_quantised_while_loading_paints_what_its_quantised_copy_paints(paths, quantised):
@@ -182,6 +192,15 @@ def test_a_transformer_quantised_while_loading_paints_what_its_quantised_copy_pa
     assert all(torch.equal(one[name].float(), other[name].float()) for name in one)
     assert {x.dtype for x in one.values()} == {torch.float8_e4m3fn, torch.float32}
     assert while_loading.info.details["linears"] == before.info.details["linears"] == "fp8"
+    assert within_one_level(picture(while_loading), picture(before))
+
+
+def test_in_int8_it_is_the_same(paths, in_int8):
+    while_loading, before = load(paths, IN_INT8), load(in_int8, IN_INT8)
+    one, other = (engine.parts.networks.transformer.state_dict() for engine in (while_loading, before))
+    assert all(torch.equal(one[name], other[name]) for name in one | other)
+    assert {x.dtype for x in one.values()} == {torch.int8, torch.float32}
+    assert while_loading.info.details["linears"] == before.info.details["linears"] == "int8"
     assert within_one_level(picture(while_loading), picture(before))
 
 
@@ -215,16 +234,18 @@ def test_a_lora_is_added_before_weights_are_quantised(paths, tmp_path):
     assert (got - expected.values.float() * expected.scale).norm() < 1e-2 * got.norm()
 
 
-def test_a_quantised_copy_takes_no_lora_and_serves_no_other_profile(quantised, tmp_path):
+def test_a_quantised_copy_takes_no_lora_and_serves_no_other_profile(quantised, in_int8, tmp_path):
     with pytest.raises(WeightsMissing, match="LoRA files are added before that"):
         load(quantised, IN_FP8, loras=[(tmp_path / "any.safetensors", 1.0)])
     with pytest.raises(WeightsMissing, match="'tiny' computes in full precision"):
         load(quantised)
+    with pytest.raises(WeightsMissing, match="is quantised to int8, and the profile 'fp8' computes in fp8"):
+        load(in_int8, IN_FP8)
     with pytest.raises(WeightsMissing, match="is quantised already"):
-        quantise_file(quantised.transformer, tmp_path / "again.safetensors", made_from="a test")
+        quantise_file(quantised.transformer, tmp_path / "again.safetensors", "int8", made_from="a test")
 
 
-def test_the_server_takes_the_copy_in_fp8_unless_something_is_merged(tmp_path):
+def test_the_server_takes_the_copy_in_its_own_form_unless_something_is_merged(tmp_path):
     home = tmp_path / "FLUX.1-dev"
     home.mkdir()
     (home / "flux1-dev.safetensors").touch()
@@ -235,6 +256,25 @@ def test_the_server_takes_the_copy_in_fp8_unless_something_is_merged(tmp_path):
     assert paths_for(exact, tmp_path, Choice(), ()).transformer.name == "flux1-dev.safetensors"
     loras = [(tmp_path / "lora.safetensors", 1.0)]
     assert paths_for(fp8, tmp_path, Choice(), loras).transformer.name == "flux1-dev.safetensors"
+    on_ampere = on_card(PROFILES["lowvram-24g"], (8, 6))
+    assert paths_for(on_ampere, tmp_path, Choice(), ()).transformer.name == "flux1-dev.safetensors"
+    (home / "flux1-dev.int8-rows.safetensors").touch()
+    assert paths_for(on_ampere, tmp_path, Choice(), ()).transformer.name == "flux1-dev.int8-rows.safetensors"
+
+
+def test_a_card_is_asked_what_it_can_before_its_files_are_chosen(tmp_path, monkeypatch):
+    """The first that names the copy in int8 is what reads it: it is empty."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
+    seen = []
+    monkeypatch.setattr("pulid.load.load_engine", lambda profile, paths, *rest, **more: seen.append(paths))
+    monkeypatch.setattr("server.engines.require_checkpoints", lambda checkpoints, home: None)
+    home = tmp_path / "FLUX.1-dev"
+    home.mkdir()
+    for form in ("fp8", "int8"):
+        (home / f"flux1-dev.{form}-rows.safetensors").touch()
+    create_engine("cuda:0", profile="lowvram-16g", weights_dir=tmp_path, face_mode="one-face")
+    assert [paths.transformer.name for paths in seen] == ["flux1-dev.int8-rows.safetensors"]
 
 
 # ---- memory ----

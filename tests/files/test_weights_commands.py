@@ -162,21 +162,22 @@ def test_convert_of_what_is_no_pickle_or_not_there_is_refused(weights):
     assert "EVA02_CLIP_L_336_psz14_s6B.pt is missing" in output
 
 
-def test_only_a_transformer_that_is_there_is_converted_to_fp8(weights):
-    for names in (["ae"], ["flux1-dev", "ae"]):
-        code, output = weights("convert", *names, "--to", "fp8")
+def test_only_a_transformer_that_is_there_is_converted_to_eight_bits(weights):
+    for names, form in ((["ae"], "fp8"), (["flux1-dev", "ae"], "int8")):
+        code, output = weights("convert", *names, "--to", form)
         assert (code, output) == (
             2,
-            "Error: Only a transformer is converted to fp8: name one, or leave the name out.\n",
+            f"Error: Only a transformer is converted to {form}: name one, or leave the name out.\n",
         )
     code, output = weights("convert", "--to", "int3")
-    assert (code, output) == (2, "Error: There is no form int3. Choose fp8, or leave --to out.\n")
+    assert (code, output) == (2, "Error: There is no form int3. Choose fp8 or int8, or leave --to out.\n")
     code, output = weights("convert", "--to", "fp8")
     assert code == 2
     assert "flux1-dev.safetensors is missing" in output
 
 
-def test_the_copy_in_fp8_lies_beside_its_original_and_is_made_once(weights, monkeypatch):
+@pytest.mark.parametrize("form", ["fp8", "int8"])
+def test_the_quantised_copy_lies_beside_its_original_and_is_made_once(weights, monkeypatch, form):
     """The original is a stand-in: a real one has 24 GB."""
     source = weights.home / "FLUX.1-dev/flux1-dev.safetensors"
     source.parent.mkdir(parents=True)
@@ -184,19 +185,19 @@ def test_the_copy_in_fp8_lies_beside_its_original_and_is_made_once(weights, monk
     monkeypatch.setattr("server.cli.weights.require", lambda checkpoints, home: None)
     made = []
 
-    def quantise(source, copy, on_bytes):
-        made.append(source)
+    def quantise(source, copy, to, on_bytes):
+        made.append((source, to))
         copy.write_bytes(b"x" * 600)
         on_bytes(1000)
 
     monkeypatch.setattr("server.cli.weights.quantise_transformer", quantise)
-    copy = source.with_name("flux1-dev.fp8-rows.safetensors")
-    code, output = weights("convert", "--to", "fp8")
+    copy = source.with_name(f"flux1-dev.{form}-rows.safetensors")
+    code, output = weights("convert", "--to", form)
     assert code == 0
     assert f"{copy}: " in output
-    assert output.endswith("the profile fp8 reads it. flux1-dev stays.\n")
-    assert weights("convert", "--to", "fp8") == (0, f"{copy} is there already. Delete it to make it anew.\n")
-    assert made == [source]
+    assert output.endswith(f"profiles that compute in {form} read it. flux1-dev stays.\n")
+    assert weights("convert", "--to", form) == (0, f"{copy} is there already. Delete it to make it anew.\n")
+    assert made == [(source, form)]
 
 
 def test_without_the_operators_word_the_file_is_another_version(adopted):

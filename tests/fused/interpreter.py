@@ -45,16 +45,18 @@ def _convert_to_e4m3_as_torch_does():
     triton_interpreter._convert_float = convert
 
 
-def outputs(form, name, dtype, sizes, changes=()):
+def outputs(form, name, dtype, sizes, changes=(), to=None):
     """What a kernel makes of its samples: `form` is "plain" or "triton". As nested lists of numbers.
 
-    `changes` replaces pieces of the Triton file's text first: (old, new) pairs.
+    `to`: the precision of rows, if not e4m3. `changes` replaces pieces of the Triton file's text first:
+    (old, new) pairs.
     """
     torch.set_num_threads(1)
     if form == "plain":
         function = getattr(plain, name)
     else:
         function = getattr(changed_module(ALL_FILES[name], changes), name)
+    function = choice._made_for(to, name, function)
     got = function(*SAMPLES[name](Draw(CPU, dtype), Sizes(**sizes)))
     return [(str(x.dtype), list(x.shape), x.double().flatten().tolist()) for x in choice._tensors(got)]
 

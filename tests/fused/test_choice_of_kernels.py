@@ -6,10 +6,10 @@ import sys
 import pytest
 import torch
 
-from pulid.flux.fp8 import scaled_linear
 from pulid.flux.kernels import choice, plain
 from pulid.flux.kernels.choice import PLAIN, Kernels, checked, choose, in_fp8
 from pulid.flux.kernels.samples import SAMPLES, Draw, Sizes
+from pulid.flux.quantised import scaled_linear
 
 CPU = torch.device("cpu")
 
@@ -29,8 +29,8 @@ def test_on_the_cpu_every_kernel_is_plain():
 def test_in_fp8_whatever_feeds_a_linear_quantises_for_it():
     kernels = in_fp8(PLAIN, scaled_linear, CPU, torch.float32, heads=24, head_dim=128)
     assert kernels.linear is scaled_linear
-    assert {field: getattr(kernels, field) for field in choice.IN_FP8} == {
-        field: getattr(plain, name) for field, name in choice.IN_FP8.items()
+    assert {field: getattr(kernels, field) for field in choice.AS_ROWS} == {
+        field: getattr(plain, name) for field, name in choice.AS_ROWS.items()
     }
     assert kernels.gated is plain.gated
 

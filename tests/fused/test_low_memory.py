@@ -130,6 +130,17 @@ def assert_painted(images, expected):
 # ---- the same bytes ----
 
 
+def test_in_int8_too(original, poisoned):
+    resident, streamed = (
+        dataclasses.replace(profile, linears="int8")
+        for profile in (RESIDENT, with_room_for(original, singles=2))
+    )
+    engine = engine_with(original, streamed)
+    assert engine.info.details["linears"] == "int8"
+    expected = generate(engine_with(original, resident), REQUESTS["guided"]).images
+    assert_painted(generate(engine, REQUESTS["guided"]).images, expected)
+
+
 @pytest.mark.parametrize("name", LIKE)
 def test_pictures_have_the_bytes_of_weights_that_stay(original, expected, poisoned, name):
     engine = engine_with(original, with_room_for(original, **LIKE[name]))

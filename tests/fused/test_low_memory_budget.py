@@ -14,8 +14,9 @@ import torch.nn.functional as F
 
 from docs.project_files import text_of
 from fused.on_meta import Counted
-from pulid.flux.fp8 import block_linears, quantise
 from pulid.flux.fused import FusedFlux
+from pulid.flux.kernels.plain import E4M3
+from pulid.flux.quantised import block_linears, quantise
 from pulid.flux.tiles import PIXELS, decoded_in_tiles
 from pulid.identity.attention import FoldedAttention, FoldedIdentity
 from pulid.parts import FLUX_DEV, build_networks, build_text_models
@@ -63,7 +64,7 @@ def step_peak(networks, width, height, rows=1):
     """One step in fp8 with a person: his maps, inputs, all that the blocks make."""
     transformer = networks.transformer.to(torch.bfloat16)
     for _, linear in block_linears(transformer):
-        quantise(linear, linear.weight.data)
+        quantise(linear, linear.weight.data, E4M3)
     flux = FusedFlux(transformer)
 
     def product(x, weight, bias):

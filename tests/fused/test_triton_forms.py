@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fused.interpreter import interpreter, outputs
-from pulid.flux.kernels.choice import ALL_FILES, EXACT, agrees
+from pulid.flux.kernels.choice import ALL_FILES, AS_ROWS, EXACT, agrees
 
 pytest.importorskip("triton", reason="triton is made for Linux only")
 
@@ -19,9 +19,10 @@ SIZES = [  # no width is a multiple of a program's block; tokens and batch run t
     {**SMALL, "batch": 4, "text": 2, "image": 9, "heads": 5, "head_dim": 32, "identity_tokens": 33},
     {"batch": 1, "text": 2, "image": 3},  # FLUX's own width
 ]
+FORMS = [(name, None) for name in ALL_FILES] + [(name, torch.int8) for name in AS_ROWS.values()]
 # The interpreter cuts bfloat16 off where a GPU rounds: half a unit in the last place on average.
-# Where that comes before e4m3, one value in ten is a sixteenth away.
-CUT_OFF = {torch.bfloat16: 5e-3, torch.float8_e4m3fn: 2e-2, torch.float32: 5e-3}
+# Where that comes before e4m3, one value in ten is a sixteenth away; before int8 one of up to 127.
+CUT_OFF = {torch.bfloat16: 5e-3, torch.float8_e4m3fn: 2e-2, torch.int8: 2e-2, torch.float32: 5e-3}
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +32,10 @@ def process(tmp_path_factory):
         yield process
 
 
-def both(process, name, dtype, sizes, changes=()):
+def both(process, name, dtype, sizes, changes=(), to=None):
     """The tensors of the Triton form and those of the plain form."""
-    got = process.submit(outputs, "triton", name, dtype, sizes, changes).result()
-    return tensors(got), tensors(outputs("plain", name, dtype, sizes))
+    got = process.submit(outputs, "triton", name, dtype, sizes, changes, to).result()
+    return tensors(got), tensors(outputs("plain", name, dtype, sizes, to=to))
 
 
 def tensors(described):
@@ -44,16 +45,16 @@ def tensors(described):
 @pytest.mark.parametrize(
     "sizes", SIZES, ids=lambda sizes: f"{sizes['batch']}x{sizes['text']}+{sizes['image']}"
 )
-@pytest.mark.parametrize("name", ALL_FILES)
-def test_in_float32_the_triton_form_is_the_plain_form(process, name, sizes):
-    for got, expected in zip(*both(process, name, torch.float32, sizes), strict=True):
+@pytest.mark.parametrize(("name", "to"), FORMS)
+def test_in_float32_the_triton_form_is_the_plain_form(process, name, to, sizes):
+    for got, expected in zip(*both(process, name, torch.float32, sizes, to=to), strict=True):
         assert expected.double().isfinite().all()
         assert agrees(got, expected, exactly=name in EXACT)
 
 
-@pytest.mark.parametrize("name", ALL_FILES)
-def test_in_bfloat16_it_is_so_but_for_the_last_bit(process, name):
-    for got, expected in zip(*both(process, name, torch.bfloat16, SIZES[1]), strict=True):
+@pytest.mark.parametrize(("name", "to"), FORMS)
+def test_in_bfloat16_it_is_so_but_for_the_last_bit(process, name, to):
+    for got, expected in zip(*both(process, name, torch.bfloat16, SIZES[1], to=to), strict=True):
         assert got.dtype == expected.dtype
         error = (got.double() - expected.double()).norm() / expected.double().norm()
         assert error < CUT_OFF[expected.dtype]
@@ -84,6 +85,11 @@ WRONG = [
     ("gated_modulate_rows", "tl.store(scales + row", "tl.store(scales"),
     ("gelu_rows", "1.5957691216057308", "1.5"),
     ("beside_gelu_rows", "left | right", "right"),
+    ("int8_linear", "* of_columns[None, :]", ""),
+    ("int8_linear", "+ added[None, :]", ""),
+    ("int8_linear", "place < width", "place < width - 1"),
+    ("int8_linear", "first + within % group", "within % group"),
+    ("int8_linear", "[None, :] * width", "[None, :]"),
 ]
 
 
@@ -91,6 +97,18 @@ WRONG = [
 def test_a_mistake_in_a_kernel_shows(process, name, right, wrong):
     got, expected = both(process, name, torch.float32, SIZES[1], ((right, wrong),))
     assert not all(agrees(*pair, exactly=name in EXACT) for pair in zip(got, expected, strict=True))
+
+
+def test_in_int8_values_are_rounded_and_not_cut_off(process):
+    got, expected = both(
+        process,
+        "as_rows",
+        torch.float32,
+        SIZES[1],
+        (("(fitted + ROUNDING) - ROUNDING", "fitted"),),
+        torch.int8,
+    )
+    assert not agrees(got[0], expected[0], exactly=False)
 
 
 def test_what_a_kernel_does_not_write_shows(process):

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from pulid.flux.fp8 import block_linears, quantise
+from pulid.flux.quantised import PRECISIONS, block_linears, quantise
 from pulid.flux.text import TextEncoder
 from pulid.parts import Parts, build_networks, build_text_models
 from pulid.pipeline import PulidFluxEngine
@@ -29,9 +29,9 @@ def random_engine(architecture, profile, device):
         network = getattr(networks, name)
         network.to(torch.float32 if name == "autoencoder" else dtype).to_empty(device=device)
         fill_randomly(network, number)
-    if profile.linears == "fp8":
+    if profile.linears != "full":
         for _, linear in block_linears(networks.transformer):
-            quantise(linear, linear.weight.data)
+            quantise(linear, linear.weight.data, PRECISIONS[profile.linears])
     networks.eva_clip.reset_computed_buffers(device, dtype)
     text = random_text_encoder(architecture, dtype, device)
     return PulidFluxEngine(Parts(networks=networks, text=text, faces=random_faces()), profile, device)

@@ -34,19 +34,19 @@ FILES = {  # where the Triton form of each kernel is
     "beside_gelu": "gelu",
     "head_softmax": "softmax",
 }
-# Which kernel takes whose place where the linear behind it is in fp8.
-IN_FP8 = {
+# Which kernel takes whose place where the linear behind it takes rows of eight bits.
+AS_ROWS = {
     "as_input": "as_rows",
     "modulate": "modulate_rows",
     "gated_modulate": "gated_modulate_rows",
     "gelu": "gelu_rows",
     "beside_gelu": "beside_gelu_rows",
 }
-ALL_FILES = {**FILES, **dict.fromkeys(IN_FP8.values(), "rows")}
+ALL_FILES = {**FILES, **dict.fromkeys(AS_ROWS.values(), "rows"), "int8_linear": "linear"}
 EXACT = {"gated"}  # bit for bit; the others sum or divide in an order of their own
 # Relative L2. In bfloat16 a few values in a thousand may round the other way; a wrong one is far off.
-# In e4m3 such a value moves by a sixteenth.
-TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-3, plain.E4M3: 5e-3}
+# In e4m3 such a value moves by a sixteenth, in int8 by one of up to 127.
+TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-3, plain.E4M3: 5e-3, plain.INT8: 2e-3}
 CHECKED = (
     {"batch": 1, "image": 37},
     {"batch": 2, "image": 64},
@@ -95,17 +95,32 @@ def in_fp8(
     head_dim: int,
 ) -> Kernels:
     """The same for blocks whose linears are in fp8: each quantises what it gives to `linear`."""
-    forms, notes = _chosen(IN_FP8.values(), device, dtype, heads, head_dim)
-    given = {field: forms[name] for field, name in IN_FP8.items()}
+    forms, notes = _chosen(AS_ROWS.values(), device, dtype, heads, head_dim)
+    given = {field: forms[name] for field, name in AS_ROWS.items()}
     return replace(kernels, linear=linear, notes={**kernels.notes, **notes}, **given)
 
 
+def in_int8(
+    kernels: Kernels, device: torch.device, dtype: torch.dtype, *, heads: int, head_dim: int
+) -> Kernels:
+    """The same for blocks whose linears are in int8."""
+    names = [*AS_ROWS.values(), "int8_linear"]
+    forms, notes = _chosen(names, device, dtype, heads, head_dim, to=plain.INT8)
+    given = {field: forms[name] for field, name in AS_ROWS.items()}
+    return replace(kernels, linear=forms["int8_linear"], notes={**kernels.notes, **notes}, **given)
+
+
 def _chosen(
-    names: Iterable[str], device: torch.device, dtype: torch.dtype, heads: int, head_dim: int
+    names: Iterable[str],
+    device: torch.device,
+    dtype: torch.dtype,
+    heads: int,
+    head_dim: int,
+    to: torch.dtype | None = None,
 ) -> tuple[dict[str, Form], dict[str, str]]:
-    """The form of each kernel, and on a CUDA device a note on it."""
+    """The form of each kernel, and on a CUDA device a note on it. `to`: of rows, if not e4m3."""
     if device.type != "cuda":
-        return {name: getattr(plain, name) for name in names}, {}
+        return {name: _made_for(to, name, getattr(plain, name)) for name in names}, {}
     forms, notes = {}, {}
     with torch.cuda.device(device):  # Triton launches on the current device
         for name in names:
@@ -113,8 +128,12 @@ def _chosen(
                 SAMPLES[name](Draw(device, dtype), Sizes(heads=heads, head_dim=head_dim, **sizes))
                 for sizes in CHECKED
             ]
-            forms[name], notes[name] = checked(name, partial(triton_form, name), inputs)
+            forms[name], notes[name] = checked(name, partial(triton_form, name), inputs, to)
     return forms, notes
+
+
+def _made_for(to: torch.dtype | None, name: str, form: Form) -> Form:
+    return form if to is None or name not in AS_ROWS.values() else partial(form, to=to)
 
 
 def triton_form(name: str) -> Form:
@@ -123,11 +142,13 @@ def triton_form(name: str) -> Form:
     return form
 
 
-def checked(name: str, load: Callable[[], Form], inputs: Iterable[tuple[Any, ...]]) -> tuple[Form, str]:
+def checked(
+    name: str, load: Callable[[], Form], inputs: Iterable[tuple[Any, ...]], to: torch.dtype | None = None
+) -> tuple[Form, str]:
     """The form that `load` gives if it computes what the plain form does, else the plain form; and a note."""
-    definition: Form = getattr(plain, name)
+    definition = _made_for(to, name, getattr(plain, name))
     try:
-        form = load()
+        form = _made_for(to, name, load())
         for arguments in inputs:
             expected = definition(*arguments)
             _poison(expected)

@@ -150,3 +150,14 @@ def gelu_rows(x: Tensor, to: torch.dtype = E4M3) -> Rows:
 def beside_gelu_rows(attention: Tensor, mlp: Tensor, to: torch.dtype = E4M3) -> Rows:
     """`beside_gelu`, quantised."""
     return as_rows(beside_gelu(attention.float(), mlp.float()), to)
+
+
+def int8_linear(x: Rows, weight: Rows, bias: Tensor) -> Tensor:
+    """(..., in) rows and (out, in) rows, both int8 -> (..., out), in the bias's precision.
+
+    The product is one of whole numbers, and exact. On a card it takes more than 16 rows.
+    """
+    *outer, width = x.values.shape
+    product = torch._int_mm(x.values.reshape(-1, width), weight.values.t())
+    result = product.float() * x.scale.reshape(-1, 1) * weight.scale.reshape(1, -1) + bias.float()
+    return result.to(bias.dtype).unflatten(0, outer)

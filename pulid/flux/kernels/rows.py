@@ -1,7 +1,8 @@
-"""The pieces before a linear in fp8: the same passes over memory, which leave e4m3 and one scale a token.
+"""The pieces before a linear in eight bits: the same passes over memory, which leave values and
+one scale a token.
 
 One program for each token, which holds the whole row: its largest magnitude must be known before its first
-value is written.
+value is written. The scale's divisor says which precision: E4M3's or INT8's largest value.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from torch import Tensor
 
 from pulid.flux.kernels.plain import E4M3, EPS, LARGEST, SMALLEST, Rows
 
+# Added to a float32 below 2**22 and taken away again it leaves a whole number: the nearest, halves to even.
+ROUNDING = tl.constexpr(1.5 * 2**23)
+
 
 @triton.jit
 def store_row(
@@ -21,8 +25,10 @@ def store_row(
 ):  # fmt: skip
     largest = tl.maximum(tl.max(tl.where(inside, tl.abs(values), 0.0), axis=0), SMALLEST)
     scale = largest / LARGEST
-    quantised = (values / scale).to(out.dtype.element_ty)
-    tl.store(out + row * WIDTH + column, quantised, mask=inside)
+    fitted = values / scale
+    if out.dtype.element_ty == tl.int8:
+        fitted = (fitted + ROUNDING) - ROUNDING
+    tl.store(out + row * WIDTH + column, fitted.to(out.dtype.element_ty), mask=inside)
     tl.store(scales + row, scale)
 
 
@@ -92,66 +98,66 @@ def beside_gelu_rows_kernel(
     store_row(both, out, scales, row * tokens + token, column, left | right, WIDTH, SMALLEST, LARGEST)
 
 
-def as_rows(x: Tensor) -> Rows:
+def as_rows(x: Tensor, to: torch.dtype = E4M3) -> Rows:
     """As `plain.as_rows`, of (batch, tokens, D)."""
-    return _beside_gelu_rows(x, x, kept=x.shape[-1], width=x.shape[-1])
+    return _beside_gelu_rows(x, x, to, kept=x.shape[-1], width=x.shape[-1])
 
 
-def gelu_rows(x: Tensor) -> Rows:
+def gelu_rows(x: Tensor, to: torch.dtype = E4M3) -> Rows:
     """As `plain.gelu_rows`."""
-    return _beside_gelu_rows(x, x, kept=0, width=x.shape[-1])
+    return _beside_gelu_rows(x, x, to, kept=0, width=x.shape[-1])
 
 
-def beside_gelu_rows(attention: Tensor, mlp: Tensor) -> Rows:
+def beside_gelu_rows(attention: Tensor, mlp: Tensor, to: torch.dtype = E4M3) -> Rows:
     """As `plain.beside_gelu_rows`. `mlp` may lie in the packed projections."""
     kept = attention.shape[-1]
-    return _beside_gelu_rows(attention, mlp, kept=kept, width=kept + mlp.shape[-1])
+    return _beside_gelu_rows(attention, mlp, to, kept=kept, width=kept + mlp.shape[-1])
 
 
-def _beside_gelu_rows(attention: Tensor, mlp: Tensor, *, kept: int, width: int) -> Rows:
+def _beside_gelu_rows(attention: Tensor, mlp: Tensor, to: torch.dtype, *, kept: int, width: int) -> Rows:
     batch, tokens, _ = attention.shape
-    out = _empty_rows(batch, tokens, width, attention.device)
+    out = _empty_rows(batch, tokens, width, to, attention.device)
     beside_gelu_rows_kernel[(tokens, batch)](
         attention, mlp, *out,
         attention.stride(0), attention.stride(1), mlp.stride(0), mlp.stride(1), tokens,
-        DIM=kept, WIDTH=width, BLOCK=triton.next_power_of_2(width), SMALLEST=SMALLEST, LARGEST=LARGEST[E4M3],
+        DIM=kept, WIDTH=width, BLOCK=triton.next_power_of_2(width), SMALLEST=SMALLEST, LARGEST=LARGEST[to],
         num_warps=16 if width > 8192 else 8,
     )  # fmt: skip
     return out
 
 
-def modulate_rows(x: Tensor, scale: Tensor, shift: Tensor) -> Rows:
+def modulate_rows(x: Tensor, scale: Tensor, shift: Tensor, to: torch.dtype = E4M3) -> Rows:
     """As `plain.modulate_rows`. x may be a run of tokens within a longer sequence."""
     batch, tokens, dim = x.shape
-    out = _empty_rows(batch, tokens, dim, x.device)
+    out = _empty_rows(batch, tokens, dim, to, x.device)
     modulate_rows_kernel[(tokens, batch)](
         x, scale, shift, *out,
         x.stride(0), x.stride(1), scale.stride(0), shift.stride(0), tokens,
-        DIM=dim, BLOCK=triton.next_power_of_2(dim), EPS=EPS, SMALLEST=SMALLEST, LARGEST=LARGEST[E4M3],
+        DIM=dim, BLOCK=triton.next_power_of_2(dim), EPS=EPS, SMALLEST=SMALLEST, LARGEST=LARGEST[to],
         num_warps=8,
     )  # fmt: skip
     return out
 
 
 def gated_modulate_rows(
-    residual: Tensor, gate: Tensor, y: Tensor, scale: Tensor, shift: Tensor
+    residual: Tensor, gate: Tensor, y: Tensor, scale: Tensor, shift: Tensor, to: torch.dtype = E4M3
 ) -> tuple[Tensor, Rows]:
     """As `plain.gated_modulate_rows`."""
     batch, tokens, dim = residual.shape
     stream = torch.empty((batch, tokens, dim), dtype=residual.dtype, device=residual.device)
-    out = _empty_rows(batch, tokens, dim, residual.device)
+    out = _empty_rows(batch, tokens, dim, to, residual.device)
     gated_modulate_rows_kernel[(tokens, batch)](
         residual, gate, y, scale, shift, stream, *out,
         residual.stride(0), residual.stride(1), gate.stride(0), y.stride(0), y.stride(1),
         scale.stride(0), shift.stride(0), tokens,
-        DIM=dim, BLOCK=triton.next_power_of_2(dim), EPS=EPS, SMALLEST=SMALLEST, LARGEST=LARGEST[E4M3],
+        DIM=dim, BLOCK=triton.next_power_of_2(dim), EPS=EPS, SMALLEST=SMALLEST, LARGEST=LARGEST[to],
         num_warps=8, enable_fp_fusion=False,
     )  # fmt: skip
     return stream, out
 
 
-def _empty_rows(batch: int, tokens: int, width: int, device: torch.device) -> Rows:
+def _empty_rows(batch: int, tokens: int, width: int, to: torch.dtype, device: torch.device) -> Rows:
     return Rows(
-        torch.empty((batch, tokens, width), dtype=E4M3, device=device),
+        torch.empty((batch, tokens, width), dtype=to, device=device),
         torch.empty((batch, tokens, 1), dtype=torch.float32, device=device),
     )

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pulid.flux.kernels.plain import INT8, as_rows
+
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
@@ -87,6 +89,12 @@ def _gelu_rows(draw: Draw, sizes: Sizes) -> tuple[Any, ...]:
     return (draw(sizes.batch, sizes.image, 4 * sizes.width),)
 
 
+def _int8_linear(draw: Draw, sizes: Sizes) -> tuple[Any, ...]:
+    """So many tokens that programs form more than one group."""
+    x, weight = draw(sizes.batch, 40 * sizes.image, sizes.width), draw(sizes.width + 8, sizes.width)
+    return as_rows(x, INT8), as_rows(weight, INT8), draw(len(weight))
+
+
 SAMPLES: dict[str, Callable[[Draw, Sizes], tuple[Any, ...]]] = {
     "modulate": _modulate,
     "gated": _gated,
@@ -100,6 +108,7 @@ SAMPLES: dict[str, Callable[[Draw, Sizes], tuple[Any, ...]]] = {
     "gated_modulate_rows": _gated_modulate,
     "gelu_rows": _gelu_rows,
     "beside_gelu_rows": _beside_gelu,
+    "int8_linear": _int8_linear,
 }
 
 

@@ -1,10 +1,11 @@
-"""The linears of FLUX's blocks in fp8: weights quantised once by output row, activations by token.
+"""The linears of FLUX's blocks in eight bits: weights quantised once by output row, activations by token.
 
-A product is one of e4m3 tensor cores on a card, and on the CPU what it stands for: both sides times their
-scales in float32. Embeddings, modulation, the last layer and the identity stay as they are.
+In e4m3 (fp8) a product is one of tensor cores on a card, and on the CPU what it stands for: both sides times
+their scales in float32. In int8 it is one of whole numbers anywhere (`kernels.plain.int8_linear`).
+Embeddings, modulation, the last layer and the identity stay as they are.
 
 Knows which linears those are, where their scales lie, and which cards can. Does not know blocks or files.
-Decision: docs/decisions/0017-fp8.md
+Decisions: docs/decisions/0017-fp8.md, docs/decisions/0023-int8.md
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import pulid.torchvision_guard  # noqa: F401
 
 # isort: split
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +21,10 @@ from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 
 from pulid.errors import DeviceUnavailable
-from pulid.flux.kernels.plain import Rows, as_rows
-from pulid.profiles import why_not_fp8
+from pulid.flux.kernels.plain import E4M3, INT8, Rows, as_rows, int8_linear
+from pulid.profiles import LinearForm, SpeedProfile, why_not
 
+PRECISIONS: Mapping[LinearForm, torch.dtype] = {"fp8": E4M3, "int8": INT8}  # of weights and activations
 SCALE = "weight_scale"  # a buffer beside a quantised linear's weight, (out, 1), float32
 # Relative L2 of a product on the card against the same numbers in float32: rounding of the result, and
 # of the tensor cores' sums, which keep fewer bits.
@@ -47,8 +49,12 @@ def matrix(linear: nn.Linear) -> Tensor | Rows:
     return linear.weight.data if scale is None else Rows(linear.weight.data, scale)
 
 
-def is_quantised(transformer: FluxTransformer2DModel) -> bool:
-    return any(hasattr(linear, SCALE) for _, linear in block_linears(transformer))
+def linears_of(transformer: FluxTransformer2DModel) -> LinearForm:
+    """In which form the blocks' linears are."""
+    for _, linear in block_linears(transformer):
+        if hasattr(linear, SCALE):
+            return next(form for form, dtype in PRECISIONS.items() if dtype is linear.weight.dtype)
+    return "full"
 
 
 def expect_scales(transformer: FluxTransformer2DModel) -> None:
@@ -58,9 +64,9 @@ def expect_scales(transformer: FluxTransformer2DModel) -> None:
         linear.register_buffer(SCALE, torch.empty(shape, dtype=torch.float32, device="meta"))
 
 
-def quantise(linear: nn.Linear, weight: Tensor) -> None:
+def quantise(linear: nn.Linear, weight: Tensor, to: torch.dtype) -> None:
     """Let it have `weight` (out, in) as rows, where the weight is."""
-    linear.weight.data, scale = as_rows(weight)
+    linear.weight.data, scale = as_rows(weight, to)
     linear.register_buffer(SCALE, scale)
 
 
@@ -68,12 +74,12 @@ def quantise(linear: nn.Linear, weight: Tensor) -> None:
 
 
 def scaled_linear(x: Rows, weight: Rows, bias: Tensor) -> Tensor:
-    """(..., in) rows and (out, in) rows -> (..., out), in the bias's precision."""
+    """(..., in) rows and (out, in) rows, both e4m3 -> (..., out), in the bias's precision."""
     return _on_tensor_cores(x, weight, bias) if x.values.is_cuda else emulated_linear(x, weight, bias)
 
 
 def emulated_linear(x: Rows, weight: Rows, bias: Tensor) -> Tensor:
-    """The same in float32, on any device."""
+    """The same in float32, on any device, of any rows."""
     return F.linear(dequantised(x), dequantised(weight), bias.float()).to(bias.dtype)
 
 
@@ -98,32 +104,33 @@ def _on_tensor_cores(x: Rows, weight: Rows, bias: Tensor) -> Tensor:
 # ---- which cards ----
 
 
-def require_fp8(device: torch.device) -> None:
+def require_linears(profile: SpeedProfile, device: torch.device) -> None:
     """Raises DeviceUnavailable for a CUDA card that cannot, or that computes something else."""
-    if device.type != "cuda":
+    if device.type != "cuda" or profile.linears == "full":
         return
     name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
-    if problem := why_not_fp8(str(device), name, capability):
+    if problem := why_not(profile, str(device), name, capability):
         raise DeviceUnavailable(problem)
     with torch.cuda.device(device):
-        problem = _wrong_product(device)
+        problem = _wrong_product(profile.linears, device)
     if problem:
         raise DeviceUnavailable(
-            f"{device}, {name}: a trial product in fp8 {problem}. Update the driver and torch"
+            f"{device}, {name}: a trial product in {profile.linears} {problem}. Update the driver and torch"
             " (docs/deployment.md), or use the profile exact."
         )
 
 
-def _wrong_product(device: torch.device) -> str:
+def _wrong_product(form: LinearForm, device: torch.device) -> str:
     """What is wrong with one small product of random numbers; empty if nothing is."""
     draw = torch.Generator().manual_seed(1)
     x, weight, bias = (
         torch.randn(shape, generator=draw).to(device, torch.bfloat16)
         for shape in ((37, 3072), (512, 3072), (512,))
     )
-    rows, matrix_rows = as_rows(x), as_rows(weight)
+    rows, matrix_rows = (as_rows(tensor, PRECISIONS[form]) for tensor in (x, weight))
+    product = scaled_linear if form == "fp8" else int8_linear
     try:
-        got = scaled_linear(rows, matrix_rows, bias).float()
+        got = product(rows, matrix_rows, bias).float()
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as exc:
