@@ -2,6 +2,7 @@
 
 The forecast divides each row's operations by a rate: for the reference and the peer what others published
 for the same chip at the same precision, for this project's rows the reference's, which they must beat.
+The peer in fp8 is taken to be as fast as in bfloat16 at least.
 Knows no device and runs nothing.
 """
 
@@ -17,10 +18,11 @@ from bench.variants import ALL, VARIANTS, variant_of
 TEXT_TOKENS = 128
 PIXELS_PER_TOKEN = 16
 # TFLOP/s on one H200 in bfloat16, from the timings in SGLang's pull request 19673: diffusers eager, compiled.
-PUBLISHED_RATE = {"reference": 379.0, "peer": 491.0}
+PUBLISHED_RATE = {"reference": 379.0, "peer": 491.0, "peer-fp8": 491.0}
 DEFAULT_RATE = 379.0
 START_S = 60.0  # imports, modules, weights
 COMPILE_S = 25.0  # a compiled row, for each size
+TUNING_S = 20.0  # of the peer in fp8 beyond that: a guess; see torchao_peer.OPTIONS
 PROFILED_STEPS = 2
 ALL_ROWS: tuple[str, ...] = ()
 
@@ -68,10 +70,15 @@ PARTS: dict[str, tuple[Case, ...]] = {
     "whole": (Case(rows=WITH_IDENTITY, repeats=4),),  # from prompt to file; see bench/whole.py
     # First runs, without and with a compile cache.
     "restart": (Case(rows=("peer", "ours"), repeats=1, variants=(ALL,)),),
-    "variants": (Case(rows=("reference", "ours"), variants=tuple(VARIANTS)),),
+    "variants": (Case(rows=("reference", "peer-fp8", "ours"), variants=tuple(VARIANTS)),),
     # Of many sizes; see bench.many_requests.py.
     "requests": (Case(rows=("ours",), repeats=1000, variants=(ALL,), as_it_is=False),),
 }
+# Beside lossy profiles there are more rows: both sizes in one part, and fewer repeats.
+LOSSY_HEADLINE = tuple(
+    Case(width=width, height=height, repeats=8, rows=WITH_IDENTITY)
+    for width, height in ((896, 1152), (512, 512))
+)
 
 REQUEST_SIZES = (
     (256, 256), (320, 256), (384, 384), (448, 320), (512, 512), (512, 768),
@@ -108,16 +115,17 @@ def mean_tflop(case: Case) -> float:
 def expected_s(part: str, case: Case, rows: Sequence[str]) -> float:
     """Seconds of one case on an H200, without the start of the process."""
     taken = [row for row in rows if case.takes(row)]
-    compiled = [row for row in taken if row == "peer" or "compiled" in row or row.endswith(f"+{ALL}")]
+    compiled = [row for row in taken if row.startswith("peer") or row.endswith(("+compiled", f"+{ALL}"))]
+    compile_s = sum(COMPILE_S + (TUNING_S if row == "peer-fp8" else 0) for row in compiled)
     loops = {row: tflop_of(case) / PUBLISHED_RATE.get(row, DEFAULT_RATE) for row in taken}
     if part == "requests":
         steps = len(REQUEST_SIZES) * sum(WARM_UP_STEPS) + case.repeats * REQUEST_STEPS
         return len(taken) * (COMPILE_S + steps * mean_tflop(case) / DEFAULT_RATE)
     if part == "restart":
-        return 2 * START_S + sum(4 * loops[row] + 2 * COMPILE_S for row in compiled)  # cold, then warm
+        return 2 * START_S + sum(4 * loops[row] for row in compiled) + 2 * compile_s  # cold, then warm
     looks = 3 * PROFILED_STEPS / case.num_steps  # into the kernels
     runs = case.repeats + warm_ups(case) + looks
-    return sum(runs * loops[row] for row in taken) + COMPILE_S * len(compiled)
+    return sum(runs * loops[row] for row in taken) + compile_s
 
 
 def warm_ups(case: Case) -> int:

@@ -3,6 +3,8 @@
     python bench/denoise.py                                    on a GPU host: again until it says complete
     python bench/denoise.py --part headline                    one part; each takes under 9 minutes on an H200
     python bench/denoise.py --device cpu --scale tiny          every line, anywhere; no figure to keep
+    python bench/denoise.py --profile exact --profile fp8 --profile turbo --part headline
+                                                               lossy profiles beside a peer in fp8 (extra gpu)
 
 Random weights at full size, made on the device, and random data; rows in the order A B C D, D C B A, ...
 Parts and cases whose results are there already, from the same sources, are skipped; no case is started
@@ -34,7 +36,7 @@ import pulid.torchvision_guard  # noqa: E402, F401
 import diffusers  # noqa: E402
 import torch  # noqa: E402
 
-from bench.cases import PARTS, START_S, Case, expected_s  # noqa: E402
+from bench.cases import LOSSY_HEADLINE, PARTS, START_S, Case, expected_s  # noqa: E402
 from bench.device import check_device, facts, short_name  # noqa: E402
 from bench.flops import FluxShape  # noqa: E402
 from bench.many_requests import measure_requests  # noqa: E402
@@ -51,7 +53,7 @@ from bench.random_model import (  # noqa: E402
 )
 from bench.record import RESULTS, PartFile  # noqa: E402
 from bench.restart import CACHE_FOLDER, first_runs, measure_restarts  # noqa: E402
-from bench.rows import rows_of  # noqa: E402
+from bench.rows import is_lossy, left_out, row_names, rows_of  # noqa: E402
 from bench.variants import variants_of  # noqa: E402
 from bench.whole import measure_whole  # noqa: E402
 from pulid.parts import Parts  # noqa: E402
@@ -114,7 +116,9 @@ def profiles_of(chosen: argparse.Namespace) -> list[SpeedProfile]:
 def cases_of(part: str, chosen: argparse.Namespace) -> list[Case]:
     """Of the scale that is asked for."""
     steps = SCALES[chosen.scale].num_steps
-    return [replace(case, num_steps=steps, repeats=chosen.repeats or case.repeats) for case in PARTS[part]]
+    has_lossy = part == "headline" and any(map(is_lossy, profiles_of(chosen)))
+    cases = LOSSY_HEADLINE if has_lossy else PARTS[part]
+    return [replace(case, num_steps=steps, repeats=chosen.repeats or case.repeats) for case in cases]
 
 
 def all_cases(parts: Sequence[str], chosen: argparse.Namespace) -> list[Case]:
@@ -127,12 +131,16 @@ def with_variants(profiles: Sequence[SpeedProfile], cases: Sequence[Case]) -> li
     return [*profiles, *(one for profile in profiles for one in variants_of(profile, list(names)))]
 
 
-def row_names(profiles: Sequence[SpeedProfile]) -> list[str]:
-    return ["reference", "peer", "plain", *(f"ours-{profile.name}" for profile in profiles)]
+def possible_names(profiles: Sequence[SpeedProfile]) -> list[str]:
+    """Of the rows that can be made here."""
+    names = row_names(profiles)
+    return [name for name in names if name not in left_out(names)]
 
 
 def show_plan(parts: Sequence[str], chosen: argparse.Namespace) -> None:
-    names = row_names(with_variants(profiles_of(chosen), all_cases(parts, chosen)))
+    profiles = with_variants(profiles_of(chosen), all_cases(parts, chosen))
+    names = possible_names(profiles)
+    print_left_out(left_out(row_names(profiles)))
     print(f"{'seconds on an H200, at most':<44}{START_S:>6.0f}  start of each call")
     for part in parts:
         for case in cases_of(part, chosen):
@@ -151,6 +159,7 @@ class Bench:
         self.chosen = chosen
         self.device = torch.device(chosen.device)
         self.profiles = with_variants(profiles_of(chosen), all_cases(parts, chosen))
+        self.left_out = left_out(row_names(self.profiles))  # rows, with the reason
         self.scale = SCALES[chosen.scale]
         self.dtype = getattr(torch, self.profiles[0].dtype)
         self.model: dict[str, Any] = {}  # what was found out about it
@@ -215,7 +224,7 @@ def run_part(part: str, bench: Bench) -> tuple[PartFile, bool]:
     """The part's file, and whether all of its cases are in it."""
     chosen = bench.chosen
     cases = cases_of(part, chosen)
-    names = [name for name in row_names(bench.profiles) if any(case.takes(name) for case in cases)]
+    names = [name for name in possible_names(bench.profiles) if any(case.takes(name) for case in cases)]
     setting = {"scale": chosen.scale, "rows": names, "repeats": chosen.repeats}
     if chosen.threshold is not None:
         setting["threshold"] = chosen.threshold
@@ -233,7 +242,9 @@ def run_part(part: str, bench: Bench) -> tuple[PartFile, bool]:
         file.cases[case.name] = {"repeats": case.repeats, "num_steps": case.num_steps} | bench.measure(
             part, case
         )
-        path = file.write(bench="denoise", part=part, model=bench.model, **facts(bench.device))
+        path = file.write(
+            bench="denoise", part=part, model=bench.model, left_out=bench.left_out, **facts(bench.device)
+        )
         say(f"wrote {path}")
     return file, True
 
@@ -242,6 +253,11 @@ def stem_of(part: str, bench: Bench) -> str:
     """Of the result file: denoise-headline-h200; with the scale in it where it is not the full one."""
     scale = [] if bench.scale.name == "full" else [bench.scale.name]
     return "-".join(["denoise", *scale, part, short_name(bench.device)])
+
+
+def print_left_out(reasons: dict[str, str]) -> None:
+    for row, reason in reasons.items():
+        print(f"The row {row} is left out: {reason}")
 
 
 def print_tables(files: dict[str, PartFile]) -> None:
@@ -308,7 +324,7 @@ def main() -> int:
     if chosen.first_runs:
         bench = Bench(chosen, ["restart"])
         case = cases_of("restart", chosen)[0]
-        names = [name for name in row_names(bench.profiles) if case.takes(name)]
+        names = [name for name in possible_names(bench.profiles) if case.takes(name)]
         print(json.dumps(first_runs(case, bench.setup(names), STARTED)))
         return 0
     bench = Bench(chosen, parts)
@@ -318,9 +334,10 @@ def main() -> int:
             files[part], done = run_part(part, bench)
             complete = complete and done
     print_tables(files)
+    print_left_out(bench.left_out)
     if not complete:
         print("\nNot complete: run the same command again.")
-    print(json.dumps(summary(files, complete)))
+    print(json.dumps(summary(files, complete) | {"left_out": bench.left_out}))
     return 0 if complete else MORE_TO_DO
 
 

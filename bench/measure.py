@@ -179,7 +179,7 @@ def ratios(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     p50 = {name: row["p50_s"] for name, row in rows.items()}
     told: dict[str, Any] = {}
     for name in (name for name in p50 if name.startswith("ours")):
-        for other in ("reference", "peer"):
+        for other in ("reference", "peer", "peer-fp8"):
             if other in p50:
                 told[f"{other}/{name}"] = round(p50[other] / p50[name], 4)
         if "plain" in p50:

@@ -30,13 +30,13 @@ from pulid.engine import GenerationRequest, RgbImage  # noqa: E402
 from pulid.flux import latents, sampling  # noqa: E402
 from pulid.flux.compiled import compiled_blocks  # noqa: E402
 from pulid.flux.packing import double_weights, single_weights  # noqa: E402
-from pulid.flux.quantised import PRECISIONS, block_linears, quantise  # noqa: E402
+from pulid.flux.quantised import PRECISIONS, block_linears, linears_of, quantise  # noqa: E402
 from pulid.flux.text import TextEncoder  # noqa: E402
 from pulid.flux.text_int8 import quantise as quantise_t5  # noqa: E402
 from pulid.flux.text_int8 import t5_linears  # noqa: E402
 from pulid.parts import FLUX_DEV, Architecture, Networks, Parts, build_networks  # noqa: E402
 from pulid.pipeline import PulidFluxEngine  # noqa: E402
-from pulid.profiles import SpeedProfile  # noqa: E402
+from pulid.profiles import LinearForm, SpeedProfile  # noqa: E402
 from pulid.seeded import SMALL, seeded_text_encoder  # noqa: E402
 
 SEED = 20_261
@@ -133,10 +133,9 @@ def engine_of(parts: Parts, profile: SpeedProfile, device: torch.device) -> Puli
         pack(parts.networks.transformer)
     if device.type == "cpu" and profile.decoder_form == "compiled":  # there may be no compiler
         profile = replace(profile, decoder_form="channels_last")
+    if profile.linears != linears_of(parts.networks.transformer):
+        parts = quantised(parts, profile.linears)
     networks = Networks(**{name: shell(getattr(parts.networks, name)) for name in NETWORKS})
-    if profile.linears != "full":  # in memory of its own
-        for _, linear in block_linears(networks.transformer):
-            quantise(linear, linear.weight.data, PRECISIONS[profile.linears])
     text = in_int8(parts.text, device) if profile.t5_int8 else parts.text
     engine = PulidFluxEngine(replace(parts, networks=networks, text=text), profile, device)
     if profile.compiles:
@@ -144,6 +143,15 @@ def engine_of(parts: Parts, profile: SpeedProfile, device: torch.device) -> Puli
     elif device.type == "cuda":
         engine.warm_up()
     return engine
+
+
+def quantised(parts: Parts, form: LinearForm) -> Parts:
+    """The same parts, but for the blocks' linears: those are in eight bits, in memory of their own."""
+    transformer = shell(parts.networks.transformer)
+    for _, linear in block_linears(transformer):
+        quantise(linear, linear.weight.data, PRECISIONS[form])
+    pack(transformer)
+    return replace(parts, networks=replace(parts.networks, transformer=transformer))
 
 
 def in_int8(text: TextEncoder, device: torch.device) -> TextEncoder:

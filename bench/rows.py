@@ -1,7 +1,8 @@
-"""The rows of the bench: four ways to denoise the same request with the same weights.
+"""The rows of the bench: ways to denoise the same request with the same weights.
 
     reference   the reference's arithmetic, eagerly (bench/reference.py)
     peer        diffusers' model, PuLID by forward hooks, blocks and cross-attentions under torch.compile
+    peer-fp8    the same with the blocks' linears in fp8 by torchao; beside profiles that are quantised
     plain       this project's engine without an identity: what FLUX alone costs
     ours-NAME   this project's engine with the profile NAME, driven as the worker drives it
 
@@ -11,7 +12,7 @@ anything is decoded. Afterwards it has the pictures. Knows no clock and no table
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -20,7 +21,8 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from bench.random_model import Given, engine_of, given_to, shell
+from bench import torchao_peer
+from bench.random_model import Given, engine_of, given_to, quantised, shell
 from bench.reference import DOUBLE_INTERVAL, SINGLE_INTERVAL, ReferenceFlux
 from bench.reference import denoise as reference_loop
 from pulid.engine import DenoisedRequest, GenerationRequest, RgbImage
@@ -35,6 +37,7 @@ OnEnd = Callable[[], None]
 Loop = Callable[[OnEnd], Tensor]  # one whole denoising; gives the packed latents
 
 JOB = "bench"
+PEER_FP8 = "peer-fp8"
 GRAPHS = 256  # of one function that may be compiled: one for each size and place of a block
 
 
@@ -85,6 +88,7 @@ class Peer:
     backend: str  # of torch.compile
     name: str = "peer"
     has_identity: bool = True
+    options: Mapping[str, Any] = field(default_factory=dict)  # inductor's
     _seen: tuple[Tensor, float] | None = field(default=None, init=False)  # identity tokens and their weight
 
     def __post_init__(self) -> None:
@@ -104,7 +108,10 @@ class Peer:
 
     def _compile(self, module: nn.Module) -> None:
         """Its `forward`, so that hooks stay outside; one graph for a size."""
-        module.forward = torch.compile(module.forward, backend=self.backend, fullgraph=True, dynamic=False)
+        options = dict(self.options) if self.backend == "inductor" else None
+        module.forward = torch.compile(
+            module.forward, backend=self.backend, fullgraph=True, dynamic=False, options=options or None
+        )
 
     def _hook(self, attention: nn.Module) -> Callable[..., Any]:
         def add_identity(module: nn.Module, inputs: Any, output: tuple[Tensor, Tensor]) -> Any:
@@ -207,6 +214,29 @@ def decoded_eagerly(
     return Decoder(autoencoder, packed.dtype).pictures(packed, request.height, request.width)
 
 
+def in_fp8(transformer: nn.Module) -> nn.Module:
+    """By torchao."""
+    torchao_peer.quantise(transformer)
+    return transformer
+
+
+def row_names(profiles: Sequence[SpeedProfile]) -> list[str]:
+    """In the order of the table, whether or not each can be made here."""
+    peers = ["peer", PEER_FP8] if any(map(is_lossy, profiles)) else ["peer"]
+    return ["reference", *peers, "plain", *(f"ours-{profile.name}" for profile in profiles)]
+
+
+def left_out(names: Sequence[str]) -> dict[str, str]:
+    """Of these rows those that cannot be made here, with the reason."""
+    reason = torchao_peer.why_not() if PEER_FP8 in names else ""
+    return {PEER_FP8: reason} if reason else {}
+
+
+def is_lossy(profile: SpeedProfile) -> bool:
+    """Whether it is measured beside a peer that is quantised, too."""
+    return profile.linears != "full"
+
+
 def rows_of(
     parts: Parts,
     profiles: Sequence[SpeedProfile],
@@ -215,13 +245,12 @@ def rows_of(
     backend: str,
     names: Sequence[str] = (),
 ) -> dict[str, Row]:
-    """All rows, or those of these names, in the order of the table."""
-    first, *others = profiles
-    engines = {first.name: engine_of(parts, first, device)} | {
-        profile.name: engine_of(parts, profile, device)
-        for profile in others
-        if not names or f"ours-{profile.name}" in names
-    }
+    """All rows that can be made here, or those of these names, in the order of the table."""
+    taken = [p for p in profiles if p is profiles[0] or not names or f"ours-{p.name}" in names]
+    forms = {"full": parts}  # each once: profiles share their weights
+    for form in {p.linears for p in taken if is_lossy(p)}:
+        forms[form] = quantised(parts, form)
+    engines = {p.name: engine_of(forms[p.linears], p, device) for p in taken}
     donor = next(iter(engines.values()))
     dtype = next(parts.networks.transformer.parameters()).dtype
     attentions, autoencoder = parts.networks.identity_attentions, parts.networks.autoencoder
@@ -232,11 +261,21 @@ def rows_of(
         "peer": lambda: Peer(
             shell(parts.networks.transformer), shell(attentions), donor, autoencoder, backend
         ),
+        PEER_FP8: lambda: Peer(
+            in_fp8(shell(parts.networks.transformer)),
+            shell(attentions),
+            donor,
+            autoencoder,
+            backend,
+            name=PEER_FP8,
+            options=torchao_peer.OPTIONS,
+        ),
         "plain": lambda: Ours(donor, "plain", has_identity=False),
     }
     for name, engine in engines.items():
         makers[f"ours-{name}"] = lambda name=name, engine=engine: Ours(engine, f"ours-{name}")
-    return {name: make() for name, make in makers.items() if not names or name in names}
+    possible = [name for name in row_names(profiles) if name in makers and name not in left_out(makers)]
+    return {name: makers[name]() for name in possible if not names or name in names}
 
 
 def turns(names: Sequence[str], repeats: int) -> Iterator[str]:

@@ -18,15 +18,27 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "captured": {"captures": True},
     "fused": _FUSED,
     "fused-captured": {**_FUSED, "captures": True},
-    "fused-compiled": {**_FUSED, "compiles": True},
+    "compiled": {**_FUSED, "compiles": True},
     "all": {**_FUSED, "compiles": True, "captures": True, "decoder_form": "compiled"},
 }
 ALL = "all"
 
 
 def variants_of(profile: SpeedProfile, names: Sequence[str]) -> list[SpeedProfile]:
-    """The profile with each variant's fields, under a name that says so."""
-    return [replace(profile, name=f"{profile.name}+{name}", **VARIANTS[name]) for name in names]
+    """The profile in each of these variants, under a name that says so, and each form once.
+
+    So a profile that is fused has no variant `fused`, and one that skips steps none that captures them.
+    """
+    forms: dict[SpeedProfile, str] = {profile: ""}
+    for name in names:
+        forms.setdefault(replace(profile, **_fields(profile, name)), name)
+    return [replace(form, name=f"{profile.name}+{name}") for form, name in forms.items() if name]
+
+
+def _fields(profile: SpeedProfile, variant: str) -> dict[str, Any]:
+    """Those of the variant that the profile may have."""
+    may_capture = profile.skip_threshold is None
+    return {name: value for name, value in VARIANTS[variant].items() if may_capture or name != "captures"}
 
 
 def variant_of(row: str) -> str | None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.cases import PARTS, Case, expected_s, tflop_of
+from bench.cases import LOSSY_HEADLINE, PARTS, Case, expected_s, tflop_of
 from bench.denoise import shape_of
 from bench.flops import FLUX_DEV_SHAPE, forward
 from bench.reference import ReferenceFlux
@@ -82,3 +82,5 @@ def test_plain_flux_does_less():
 def test_every_case_fits_into_one_call_of_nine_minutes():
     rows = ["reference", "peer", "plain", "ours-exact", *(f"ours-exact+{name}" for name in VARIANTS)]
     assert max(expected_s(part, case, rows) for part, cases in PARTS.items() for case in cases) < 460
+    lossy = ["reference", "peer", "peer-fp8", "plain", "ours-exact", "ours-fp8", "ours-turbo"]
+    assert sum(expected_s("headline", case, lossy) for case in LOSSY_HEADLINE) < 460

@@ -1,13 +1,17 @@
 """The rows of the bench compute the same function, and none of them touches another's modules."""
 
 import dataclasses
+import sys
 
 import pytest
 import torch
 
 from bench import random_model, reference
-from bench.measure import relative
-from bench.rows import Peer, graphs_counted, turns
+from bench.measure import ratios, relative
+from bench.rows import PEER_FP8, Peer, graphs_counted, rows_of, turns
+from bench.variants import VARIANTS, variants_of
+from pulid.flux.quantised import block_linears
+from pulid.profiles import PROFILES
 
 WITH_IDENTITY = ("reference", "peer", "ours-tiny")
 
@@ -118,3 +122,81 @@ def test_conditions_can_be_rounded_as_another_precision_does():
     wide, narrow = torch.tensor([rounded]), torch.tensor([t], dtype=torch.bfloat16)
     assert torch.allclose(reference.sinusoids(wide), reference.sinusoids(narrow).float(), atol=0.005)
     assert abs(rounded - t) > 1e-4
+
+
+# ---- beside lossy profiles ----
+
+
+def lossy_rows(tiny_bench, names):
+    profiles = [PROFILES["tiny"], dataclasses.replace(PROFILES["fp8"], dtype="float32")]
+    return rows_of(tiny_bench.parts, profiles, torch.device("cpu"), backend="eager", names=names)
+
+
+def test_the_peer_in_fp8_is_the_peer_with_other_weights_in_the_blocks_linears(tiny_bench, torchao):
+    rows = lossy_rows(tiny_bench, [PEER_FP8])
+    assert list(rows) == [PEER_FP8]
+    transformer, own = rows[PEER_FP8].transformer, tiny_bench.parts.networks.transformer
+    changed = dict(block_linears(transformer))
+    for name, linear in block_linears(own):
+        assert type(changed[name].weight) is not type(linear.weight)
+        assert changed[name].weight.data_ptr() != linear.weight.data_ptr()
+    others = transformer.proj_out, transformer.single_transformer_blocks[0].norm.linear
+    assert all(type(linear.weight) is torch.nn.Parameter for linear in others)
+    request = tiny_bench.request()
+    expected = latents_of(tiny_bench.rows["peer"], request)
+    assert 1e-3 < relative(latents_of(rows[PEER_FP8], request), expected) < 0.2
+
+
+def test_a_linear_that_torchao_leaves_as_it_was_is_told(tiny_bench, torchao, monkeypatch):
+    monkeypatch.setattr(
+        sys.modules["torchao.quantization"].Float8Tensor, "from_hp", lambda weight, **_: weight
+    )
+    with pytest.raises(ValueError, match=r"left 61 linears as they were, transformer_blocks\.0\.attn"):
+        lossy_rows(tiny_bench, [PEER_FP8])
+
+
+@pytest.mark.release
+def test_torchao_itself_computes_what_the_profile_fp8_emulates(tiny_bench):
+    pytest.importorskip("torchao", reason="the extra gpu is not installed")
+    rows = lossy_rows(tiny_bench, [PEER_FP8, "ours-fp8"])
+    peer, ours = (latents_of(row, tiny_bench.request()) for row in rows.values())
+    exact = latents_of(tiny_bench.rows["peer"], tiny_bench.request())
+    assert relative(peer, ours) < 0.7 * relative(ours, exact)
+
+
+def test_rows_in_fp8_share_one_copy_of_the_weights(tiny_bench):
+    profiles = [dataclasses.replace(PROFILES[name], dtype="float32") for name in ("fp8", "turbo")]
+    rows = rows_of(
+        tiny_bench.parts, profiles, torch.device("cpu"), backend="eager", names=["ours-fp8", "ours-turbo"]
+    )
+    one, other = (
+        {name: linear.weight.data_ptr() for name, linear in block_linears(row.engine._flux.transformer)}
+        for row in rows.values()
+    )
+    assert one == other
+
+
+def test_without_torchao_the_row_is_not_made(tiny_bench, no_torchao):
+    assert lossy_rows(tiny_bench, [PEER_FP8]) == {}
+
+
+def test_lossy_profiles_are_compared_with_both_peers():
+    told = ratios(
+        {name: {"p50_s": time} for name, time in {"peer": 3.0, PEER_FP8: 2.5, "ours-fp8": 2.0}.items()}
+    )
+    assert told == {"peer/ours-fp8": 1.5, "peer-fp8/ours-fp8": 1.25}
+
+
+@pytest.mark.parametrize(
+    ("name", "forms"),
+    [
+        ("exact", ["captured", "fused", "fused-captured", "compiled", "all"]),
+        ("fp8", ["captured", "compiled", "all"]),
+        ("turbo", ["compiled", "all"]),
+    ],
+)
+def test_a_profile_has_each_form_once_and_only_those_that_it_may_take(name, forms):
+    variants = variants_of(PROFILES[name], list(VARIANTS))
+    assert [variant.name for variant in variants] == [f"{name}+{form}" for form in forms]
+    assert all(variant.transformer_form == "fused" for variant in variants if variant.compiles)
+    assert (variants[-1].compiles, variants[-1].decoder_form) == (True, "compiled")

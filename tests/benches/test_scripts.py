@@ -106,13 +106,16 @@ def test_the_error_of_skipping_is_told_by_threshold_beside_the_share_of_what_was
 
 
 @pytest.mark.release
-def test_turbo_is_a_row_beside_the_others_with_the_share_of_what_it_skips(run, tmp_path):
+def test_turbo_is_a_row_beside_the_others_with_the_share_of_what_it_skips(run, tmp_path, torchao):
     profiles = [f"--profile={name}" for name in ("exact", "fp8", "turbo")]
-    assert run(denoise, *TINY, "--part=cfg", "--repeats=1", "--threshold=9", *profiles)[0] == 0
-    file = json.loads(next(tmp_path.glob("denoise-tiny-cfg-cpu-*.json")).read_text())
-    [case] = file["cases"].values()
+    flags = (*TINY, "--part=headline", "--repeats=1", "--threshold=9")
+    assert run(denoise, *flags, *profiles)[0] == 0
+    file = json.loads(next(tmp_path.glob("denoise-tiny-headline-cpu-*.json")).read_text())
+    assert file["left_out"] == {}
+    assert list(file["cases"]) == ["896x1152", "512x512"]
+    case = file["cases"]["512x512"]
     rows = case["rows"]
-    assert list(rows) == ["reference", "peer", "ours-exact", "ours-fp8", "ours-turbo"]
+    assert list(rows) == ["reference", "peer", "peer-fp8", "ours-exact", "ours-fp8", "ours-turbo"]
     assert [rows[f"ours-{name}"].get("skipped_percent") for name in ("exact", "fp8", "turbo")] == [
         None,
         None,
@@ -120,7 +123,7 @@ def test_turbo_is_a_row_beside_the_others_with_the_share_of_what_it_skips(run, t
     ]
     apart = case["apart_from_reference"]
     assert apart["ours-exact"] < apart["ours-fp8"] < apart["ours-turbo"]
-    assert "reference/ours-turbo" in case["ratios"]
+    assert {"reference/ours-turbo", "peer/ours-turbo", "peer-fp8/ours-turbo"} < set(case["ratios"])
 
 
 @pytest.mark.release
@@ -141,6 +144,14 @@ def test_what_does_not_fit_into_the_budget_is_not_begun(run, tmp_path):
     assert not line["complete"]
     assert "not begun" in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_row_that_cannot_be_made_is_told_with_the_reason(run, no_torchao, capsys):
+    code, line, _ = run(denoise, *TINY[:2], "--budget=0", "--part=headline", "--profile=fp8")
+    assert code == denoise.MORE_TO_DO
+    assert list(line["left_out"]) == ["peer-fp8"]
+    assert "pip install -c configs/constraints.txt -e '.[gpu]'" in line["left_out"]["peer-fp8"]
+    assert run(denoise, *TINY[:2], "--budget=0", "--part=headline")[1]["left_out"] == {}
 
 
 def test_a_result_of_other_sources_or_settings_does_not_count(tmp_path, monkeypatch):

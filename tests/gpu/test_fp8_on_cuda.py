@@ -17,10 +17,12 @@ from golden import flux_models, goldens
 from gpu.full_size import MARKS, random_engine
 from pulid.engine import GenerationRequest
 from pulid.flux import quantised
+from pulid.flux.compiled import graphs_made, uncompiled_calls
 from pulid.flux.fused import FusedFlux
 from pulid.flux.kernels.choice import AS_ROWS, FILES, PLAIN, choose
 from pulid.flux.kernels.choice import in_fp8 as kernels_in_fp8
 from pulid.flux.kernels.plain import as_rows
+from pulid.flux.step_graph import RECORDED_AFTER
 from pulid.flux.text_int8 import quantise, t5_linears
 from pulid.identity.attention import FoldedIdentity
 from pulid.parts import FLUX_DEV, build_text_models
@@ -35,6 +37,9 @@ PRODUCTS = [  # (in, out) of every linear, packed
     *((WIDTH, out) for out in (WIDTH, 3 * WIDTH, 4 * WIDTH, 7 * WIDTH)),
     *((into, WIDTH) for into in (4 * WIDTH, 5 * WIDTH)),
 ]
+FEW_BLOCKS = dataclasses.replace(
+    FLUX_DEV, clip=MARKS, transformer={**FLUX_DEV.transformer, "num_layers": 2, "num_single_layers": 4}
+)
 REQUEST = GenerationRequest(prompt="a portrait", seed=1, width=896, height=1152, num_steps=4)
 
 
@@ -91,7 +96,7 @@ def test_t5_in_int8_is_what_it_is_on_the_cpu():
 
 
 def walked_on_the_card(form):
-    """The recorded loop's error in bfloat16, the only precision that a product in fp8 gives on a card."""
+    """Of the recorded loop: the error in bfloat16, the only precision that a product in fp8 has on a card."""
     case = goldens.case_named("flux", SHORT)
     flux, modules = models(case["model"])
     flux.transformer.to(CUDA, torch.bfloat16)
@@ -110,6 +115,35 @@ def test_a_recorded_loop_holds_within_the_bound_of_the_emulation():
     got, in_full = walked_on_the_card("fp8"), walked_on_the_card("full")
     print(f"\nrelative error {got:.4f}, without quantising {in_full:.4f}, allowed {allowed:.4f} beside that")
     assert got < in_full + allowed
+
+
+@pytest.mark.parametrize(
+    "form", [{"compiles": True}, {"captures": True}, {"compiles": True, "captures": True}], ids=str
+)
+def test_compiled_and_captured_it_gives_what_it_gives_plain(form):
+    """With few blocks of the full widths; more than RECORDED_AFTER steps, so that some are replays."""
+    request = dataclasses.replace(REQUEST, num_steps=RECORDED_AFTER + 4, width=512, height=512)
+    latents = []
+    for profile in (PROFILES["fp8"], dataclasses.replace(PROFILES["fp8"], name="other", **form)):
+        torch.compiler.reset()
+        engine = random_engine(FEW_BLOCKS, profile, CUDA)
+        engine.warm_up()
+        graphs = graphs_made(), uncompiled_calls()
+        engine.admit("job", request)
+        while events := engine.step():
+            denoised = events[-1].denoised
+        assert (graphs_made(), uncompiled_calls()) == graphs
+        latents.append(denoised.latents.packed.float().cpu())
+    print(f"\n{form}: {engine.info.details}")
+    if "compiles" in form:
+        assert engine.info.details["blocks"] == "compiled"
+    if "captures" in form:
+        assert engine._forward.replays > 0
+        assert "refused" not in engine._forward.described()
+    plain, other = latents
+    relative = float((other - plain).norm() / plain.norm())
+    print(f"relative difference to the plain form after {request.num_steps} steps: {relative:.2e}")
+    assert relative <= (0.1 if "compiles" in form else 0.0)  # compiled, other values are rounded up or down
 
 
 def latents_of(name):
