@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fused.stories import STORIES, WIDE, Studio, assert_same, folded, smallest_model, trace
-from fused.test_fp8 import SHORT, bound, error, in_fp8, models
+from fused.test_fp8 import SHORT, bound, error, fused_in, models
 from golden import flux_models, goldens
 from golden.test_flux import LOOPS
 from pulid.flux import sampling
@@ -373,7 +373,7 @@ def test_compiled_blocks_skip_the_same_steps(small):
 def in_fp8_walked(case, threshold):
     """Latents of a recorded loop, and how many steps of it were skipped."""
     flux, modules = models(case["model"])
-    fused = in_fp8(flux)
+    fused = fused_in("fp8", flux)
     flight = flux_models.flight(modules, case, FoldedIdentity)
     if threshold is not None:
         with_caches(flight, threshold)
@@ -397,7 +397,7 @@ SKIPPED_AT_WILL = 0.6
     ids=goldens.case_id,
 )
 def test_recorded_loops_hold_as_in_fp8_at_zero_and_within_a_bound_where_all_is_skipped(case):
-    expected, allowed = bound(case["id"])
+    expected, allowed = bound(case["id"], "fp8")
     plain, _ = in_fp8_walked(case, None)
     at_zero, none = in_fp8_walked(case, NEVER)
     assert torch.equal(at_zero, plain)
