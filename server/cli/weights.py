@@ -222,7 +222,7 @@ def _form(to: str) -> LinearForm:
     """Raises WeightsError."""
     forms: dict[str, LinearForm] = {"fp8": "fp8", "int8": "int8"}
     if to not in forms:
-        raise WeightsError(f"There is no form {to}. Choose {' or '.join(forms)}, or leave --to out.")
+        raise WeightsError(f"There is no form {to}. Choose fp8 or int8, or leave --to out.")
     return forms[to]
 
 

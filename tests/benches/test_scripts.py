@@ -99,7 +99,7 @@ def test_the_error_of_skipping_is_told_by_threshold_beside_the_share_of_what_was
     flags = (*TINY[:2], "--steps=5", "--threshold=0", "--threshold=9")
     _, line, _ = run(profile_errors, *flags)
     told = line["cases"]["512x512"]
-    assert list(told) == ["fp8", "turbo", "turbo-0", "turbo-9"]
+    assert list(told) == ["fp8", "turbo", "int8", "turbo-0", "turbo-9"]
     assert told["turbo-0"] == told["fp8"]
     assert told["turbo-9"]["skipped_percent"] == 60
     assert told["turbo-9"]["psnr_db"] < told["fp8"]["psnr_db"]
