@@ -5,19 +5,21 @@ import csv
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+from evaluate.conftest import PHOTOS
 
 from server.cli.evaluate import about_of
 from server.settings import Settings
 
 SMALL = ["--width", "256", "--height", "256", "--num-steps", "2"]
-GRID = ["--grid", "id_weight=0.5,1", "--seeds", "1,2"]  # with two faces and two prompts: 16 pictures
-CELLS = 16
+GRID = ["--grid", "id_weight=0.5,1"]  # with two faces and two prompts: 8 pictures
+CELLS = 8
 PATIENCE_S = 120.0
 
 
@@ -86,6 +88,26 @@ def run(engine, evaluate):
     return lambda *flags: evaluate(*SMALL, *GRID, *flags)
 
 
+@pytest.fixture(scope="module")
+def painted(with_faces, run_command, tmp_path_factory):
+    """A complete report, to be copied."""
+    folder = tmp_path_factory.mktemp("painted")
+    (folder / "faces").mkdir()
+    for name in ("ardern.jpg", "obama.jpg"):
+        shutil.copy(PHOTOS / name, folder / "faces")
+    (folder / "prompts.txt").write_text("portrait, neon color\na knight in the snow\n")
+    with with_faces():
+        done = run_command(folder / "faces", folder / "prompts.txt", folder / "report", *SMALL, *GRID)
+    assert done.exit_code == 0, done.output
+    return folder / "report"
+
+
+@pytest.fixture
+def complete(painted, report):
+    """The report of `run`, complete."""
+    return shutil.copytree(painted, report)
+
+
 def test_ctrl_c_leaves_a_report_of_what_is_done(run, engine, tiny, report):
     engine.stop_after = 5
     done = run()
@@ -129,16 +151,14 @@ def test_a_stopped_report_ends_up_like_one_that_was_not(run, engine, report, eva
     assert one == other
 
 
-def test_a_complete_report_is_written_again_without_an_engine(run, engine, report):
-    run()
-    (report / "index.html").unlink()
-    engine.closed = False
+def test_a_complete_report_is_written_again_without_an_engine(run, engine, complete):
+    (complete / "index.html").unlink()
     done = run()
     assert done.exit_code == 0
     assert "Loading" not in done.stderr
     assert not engine.closed
-    assert (report / "index.html").is_file()
-    assert summary_of(report)["complete"]
+    assert (complete / "index.html").is_file()
+    assert summary_of(complete)["complete"]
 
 
 def test_a_row_that_was_cut_is_painted_again(run, engine, report):
@@ -162,15 +182,14 @@ def test_a_row_that_was_cut_is_painted_again(run, engine, report):
         (["--face-mode", "reference"], "settings"),
     ],
 )
-def test_another_evaluation_in_the_same_folder_is_refused(run, engine, report, flags, different):
-    assert run().exit_code == 0
-    before = contents(report), rows_of(report)
+def test_another_evaluation_in_the_same_folder_is_refused(run, complete, flags, different):
+    before = contents(complete), rows_of(complete)
     done = run(*flags)
     assert done.exit_code == 2
     assert f"holds a report of other settings; different: {different}" in done.stderr
     assert "another folder with --out" in done.stderr
     assert "Loading" not in done.stderr
-    assert (contents(report), rows_of(report)) == before
+    assert (contents(complete), rows_of(complete)) == before
 
 
 @pytest.mark.parametrize(
@@ -186,18 +205,16 @@ def test_pictures_with_t5_in_int8_are_another_evaluation_and_others_are_what_the
     assert "t5_int8" not in about_of(Settings(profile="fp8")).settings
 
 
-def test_other_photos_prompts_or_seeds_are_another_evaluation(evaluate, engine, faces, prompts):
-    assert evaluate(*SMALL).exit_code == 0
-    assert "different: seeds" in evaluate(*SMALL, "--seed", "5").stderr
+def test_other_photos_prompts_or_seeds_are_another_evaluation(run, complete, faces, prompts):
+    assert "different: seeds" in run("--seed", "5").stderr
     prompts.write_text("another prompt")
-    assert "different: prompts" in evaluate(*SMALL).stderr
+    assert "different: prompts" in run().stderr
     (faces / "obama.jpg").write_bytes((faces / "ardern.jpg").read_bytes())
-    assert "different: faces, prompts" in evaluate(*SMALL).stderr
+    assert "different: faces, prompts" in run().stderr
 
 
-def test_two_commands_never_write_one_report(run, engine, report):
-    assert run().exit_code == 0
-    with (report / "lock").open() as file:
+def test_two_commands_never_write_one_report(run, complete):
+    with (complete / "lock").open() as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         done = run()
     assert done.exit_code == 2
