@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pulid.engine import Engine, FaceMode, LoadProgress
+from pulid.engine import Engine, FaceMode, LoadProgress, RgbImage
 from pulid.errors import DeviceUnavailable, SetupError
 from pulid.profiles import (
     PROFILES,
@@ -97,6 +97,13 @@ def quantise_transformer(source: Path, copy: Path, form: LinearForm, on_bytes: C
     from pulid.quantise import quantise_file
 
     quantise_file(source, copy, form, made_from=source.name, on_bytes=on_bytes)
+
+
+def lpips_distance(folder: Path) -> Callable[[RgbImage, RgbImage], float]:
+    """How far apart two pictures look, by the network in `folder`. Raises WeightsMissing."""
+    from pulid.lpips import load_lpips
+
+    return load_lpips(folder).distance
 
 
 def keep_compiled_code(folder: Path) -> None:

@@ -32,9 +32,10 @@ from server.app import devices_of, engine_factory, settled
 from server.cli.failures import clean_exit
 from server.cli.flags import used, with_flags
 from server.cli.generate import show_loading
-from server.engines import profile_or_exact
+from server.engines import lpips_distance, profile_or_exact
+from server.evaluation.comparison import Distance, OtherReport, open_other
 from server.evaluation.folder import ReportFolder
-from server.evaluation.inputs import read_photos, read_prompts
+from server.evaluation.inputs import read_photos, read_prompts, wrong
 from server.evaluation.painting import Evaluation
 from server.evaluation.plan import FIXED_NAMES, GRID_NAMES, make_plan
 from server.evaluation.results import columns_of
@@ -65,6 +66,16 @@ def evaluate(
     output_format: Annotated[
         str | None, typer.Option("--output-format", help="Of the pictures. Default: png.", metavar="VALUE")
     ] = None,
+    compare_with: Annotated[
+        Path | None,
+        typer.Option(
+            "--compare-with", help="A report of the same pictures, painted otherwise.", metavar="REPORT"
+        ),
+    ] = None,
+    lpips_weights: Annotated[
+        Path | None,
+        typer.Option("--lpips-weights", help="Folder of AlexNet and LPIPS's heads.", metavar="FOLDER"),
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Paint more than 200 pictures.")] = False,
     config: Annotated[Path | None, typer.Option("--config", help="TOML file with settings.")] = None,
     profile: Annotated[str | None, typer.Option("--profile", help="As for serve.")] = None,
@@ -89,6 +100,8 @@ def evaluate(
             agreed=yes,
             max_prompt_chars=settings.max_prompt_chars,
         )
+        other = None if compare_with is None else open_other(compare_with, plan)
+        distance = None if lpips_weights is None else lpips_of(lpips_weights, other)
         settings = settled(settings, partial(typer.echo, err=True), first_device_only=True)
         device = devices_of(settings)[0]
         about = about_of(settings)
@@ -98,7 +111,16 @@ def evaluate(
             if evaluation.needs_engine:
                 run(evaluation, lambda: engine_factory(settings, show_loading)(device))
             evaluation.write_report()
+            if other is not None:
+                evaluation.compare(other, distance)
         tell(evaluation, about, out / "index.html")
+
+
+def lpips_of(folder: Path, other: OtherReport | None) -> Distance:
+    """Raises InvalidParameters or WeightsMissing."""
+    if other is None:
+        raise wrong("lpips_weights", "--lpips-weights is for two reports: add --compare-with.")
+    return lpips_distance(folder)
 
 
 def about_of(settings: Settings) -> About:

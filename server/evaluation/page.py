@@ -33,8 +33,14 @@ def thumbnail_of(photo: Photo) -> str:
     return f"photos/f{photo.number:02}.jpg"
 
 
-def page(plan: Plan, about: About, summary: Mapping[str, Any], results: Mapping[str, Result]) -> str:
-    """`summary` as `summary_of` makes it; `results` by the ids of their cells."""
+def page(
+    plan: Plan,
+    about: About,
+    summary: Mapping[str, Any],
+    results: Mapping[str, Result],
+    comparison: Mapping[str, Any] | None = None,
+) -> str:
+    """`summary` as `summary_of` makes it; `results` by the ids of their cells; `comparison_of`, if any."""
     styles = ("web/colours.css", "evaluation/report.css")
     style = "\n".join(files("server").joinpath(name).read_text("utf-8") for name in styles)
     painted = [photo for photo in plan.photos if photo.name not in summary["left_out"]]
@@ -42,6 +48,7 @@ def page(plan: Plan, about: About, summary: Mapping[str, Any], results: Mapping[
     body = [
         _head(plan, painted, summary),
         _numbers(plan, painted, summary),
+        *([] if comparison is None else [_comparison(comparison)]),
         _photos(painted, summary),
         *prompts,
         _settings(plan, about),
@@ -155,6 +162,27 @@ def _nearest(other: Mapping[str, Any] | None) -> str:
 def _photo_label(photo: Photo) -> str:
     # The name stands beside it: said once is enough.
     return f'<img src="{thumbnail_of(photo)}" alt="" loading="lazy">{escape(photo.name)}'
+
+
+def _comparison(comparison: Mapping[str, Any]) -> str:
+    other, pairs = comparison["compared_with"], comparison["pairs"]
+    labels = {"psnr_db": "PSNR in dB", "lpips": "LPIPS", "cosine_change": "change of the cosine"}
+    heads = "".join(f'<th scope="col" class="number">{name}</th>' for name in ("mean", "median", "worst"))
+    lines = []
+    for name, label in labels.items():
+        if figures := comparison[name]:
+            cells = "".join(
+                f'<td class="number">{figures[key]:.3f}</td>' for key in ("mean", "median", "worst")
+            )
+            lines.append(f'<tr><th scope="row">{label}</th>{cells}</tr>')
+    equal = f", of which {comparison['equal']} are equal and have no PSNR" if comparison["equal"] else ""
+    lead = (
+        f"{_counted(pairs, 'picture')}{equal}, beside those of the profile {escape(other['profile'])} in "
+        f"{escape(other['report'])}. PSNR: higher is nearer. LPIPS: lower is nearer. Each pair stands in "
+        "comparison.csv."
+    )
+    table = _scrolling("Distance", f'<thead><tr><th scope="col">measure</th>{heads}</tr></thead>', lines)
+    return f'<h2>Compared with another report</h2>\n<p class="note">{lead}</p>\n{table}'
 
 
 # ---- the photos ----

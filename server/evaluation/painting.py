@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -18,6 +19,7 @@ from PIL import Image
 from pulid.engine import Engine, FaceEmbedding, GenerationRequest, GenerationResult, RgbImage
 from pulid.errors import BadRequest, EngineFailed, NoFaceFound
 from server.driving import run_alone
+from server.evaluation.comparison import Distance, OtherReport, comparison_of, pairs_of, table_of
 from server.evaluation.folder import ReportFolder
 from server.evaluation.inputs import Photo, load_photo
 from server.evaluation.page import page, thumbnail_of
@@ -97,12 +99,21 @@ class Evaluation:
                 written = time.monotonic()
             yield result
 
-    def write_report(self) -> None:
-        """summary.json and index.html of what is done so far."""
+    def write_report(self, comparison: Mapping[str, Any] | None = None) -> None:
+        """summary.json and index.html of what is done so far; with a comparison, where there is one."""
         results = self._results.values()
         summary = summary_of(self._plan, self.facts, results, self._about)
         self._folder.write("summary.json", json.dumps(summary, indent=2, ensure_ascii=False))
-        self._folder.write("index.html", page(self._plan, self._about, summary, self._results))
+        text = page(self._plan, self._about, summary, self._results, comparison)
+        self._folder.write("index.html", text)
+
+    def compare(self, other: OtherReport, distance: Distance | None) -> None:
+        """With a report of the same cells, painted otherwise: comparison.json, comparison.csv, the page."""
+        pairs = pairs_of(self._folder.root, self._results, other, distance)
+        comparison = comparison_of(self._plan, self._about.profile, other, pairs)
+        self._folder.write("comparison.csv", table_of(self._plan, pairs))
+        self._folder.write("comparison.json", json.dumps(comparison, indent=2, ensure_ascii=False))
+        self.write_report(comparison)
 
     def _paint(self, engine: Engine, cell: Cell) -> Result:
         started = time.monotonic()
