@@ -114,6 +114,8 @@ def evaluate(
             if other is not None:
                 evaluation.compare(other, distance)
         tell(evaluation, about, out / "index.html")
+        if other is not None:
+            typer.echo(f"Compared with {other.root}: {out / 'comparison.json'}.")
 
 
 def lpips_of(folder: Path, other: OtherReport | None) -> Distance:
