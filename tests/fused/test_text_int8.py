@@ -89,12 +89,19 @@ def test_activations_keep_their_precision_on_the_way_into_every_product(t5):
     assert seen == [torch.bfloat16] * 7 * 6
 
 
-def test_no_weight_is_rounded_twice(t5):
-    """In float64 the product is that of whole numbers and scales, to the last bits of float32's scales."""
-    linear = in_int8(t5).encoder.block[0].layer[1].DenseReluDense.wo
-    x = torch.randn(3, 256, dtype=torch.float64)
-    stands_for = linear.weight.double() * linear.scale[:, None].double()
-    torch.testing.assert_close(linear(x), x @ stands_for.T, rtol=1e-12, atol=1e-12)
+@pytest.mark.parametrize(
+    ("dtype", "allowed"),
+    [(torch.float64, 1e-12), (torch.bfloat16, 1.01 * 2**-7)],
+    ids=["float64", "bfloat16"],
+)
+def test_no_weight_and_no_scale_is_rounded_twice(t5, dtype, allowed):
+    """A product is that of whole numbers and float32 scales; in bfloat16 rounded before the scale, and after."""
+    linear = in_int8(t5, dtype).encoder.block[0].layer[1].DenseReluDense.wo
+    x = torch.randn(64, 256, generator=torch.Generator().manual_seed(2)).to(dtype)
+    exact = x.double() @ (linear.weight.double() * linear.scale[:, None].double()).T
+    torch.testing.assert_close(
+        linear(x).double(), exact, rtol=allowed, atol=1e-5 if allowed > 1e-3 else 1e-12
+    )
 
 
 # ---- what is quantised ----
