@@ -95,7 +95,7 @@ def test_activations_keep_their_precision_on_the_way_into_every_product(t5):
     ids=["float64", "bfloat16"],
 )
 def test_no_weight_and_no_scale_is_rounded_twice(t5, dtype, allowed):
-    """A product is that of whole numbers and float32 scales; in bfloat16 rounded before the scale, and after."""
+    """A product of whole numbers and float32 scales; in bfloat16 rounded before the scale, and after."""
     linear = in_int8(t5, dtype).encoder.block[0].layer[1].DenseReluDense.wo
     x = torch.randn(64, 256, generator=torch.Generator().manual_seed(2)).to(dtype)
     exact = x.double() @ (linear.weight.double() * linear.scale[:, None].double()).T
