@@ -160,19 +160,19 @@ def test_where_nothing_fits_the_doctor_says_so_and_goes_on(machine, tmp_path, t5
     assert "weights" in done.stdout
 
 
-def doctor(folder, *more):
-    flags = [
-        "--profile",
-        "auto",
-        "--port",
-        "0",
-        "--data-dir",
-        str(folder),
-        "--weights-dir",
-        str(folder),
-        *more,
-    ]
-    return CliRunner().invoke(app, ["doctor", *flags], env={"COLUMNS": "400"})
+def test_the_doctor_judges_a_card_by_what_t5_in_int8_leaves(machine, monkeypatch, tmp_path):
+    machine(card("RTX 5090", 33.6, (12, 0)))
+    monkeypatch.setattr("pulid.probe.cuda_count", lambda: 1)
+    said = "RTX 5090, 33.6 GB: fp8 needs 36.0 GB"
+    assert said in doctor(tmp_path, profile="fp8").stdout
+    done = doctor(tmp_path, "--t5-int8", "true", profile="fp8").stdout
+    assert said not in done
+    assert "What fits: fp8, turbo" in done
+
+
+def doctor(folder, *more, profile=AUTO):
+    flags = ["--profile", profile, "--port", "0", "--data-dir", str(folder), "--weights-dir", str(folder)]
+    return CliRunner().invoke(app, ["doctor", *flags, *more], env={"COLUMNS": "400"})
 
 
 @pytest.mark.parametrize("command", ["serve", "generate", "evaluate"])
